@@ -1,0 +1,33 @@
+"""Datasets: one ``Split`` whatever the source, and loaders whose batches do not depend on the machine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bidir.config import RunConfig
+from bidir.data.scenes import prepare_scenes
+from bidir.data.split import IGNORE, DataError, Split
+from bidir.data.voc import read_folder, read_voc
+
+__all__ = ["IGNORE", "DataError", "Split", "open_split"]
+
+
+def open_split(config: RunConfig, part: str) -> Split:
+    """The images of ``part``: ``train`` or ``val``.
+
+    With ``holdout`` above 0 a fixed random fraction of the training list becomes ``val`` and is
+    left out of ``train``, so that settings can be tuned without touching the validation list.
+    """
+    name = config.train_list if part == "train" or config.holdout else config.val_list
+    if config.dataset == "folder":
+        split = read_folder(config, name)
+    else:
+        root = prepare_scenes(config) if config.dataset == "scenes" else None
+        split = read_voc(config, name, root)
+    if not config.holdout:
+        return split
+    held = round(config.holdout * len(split))
+    if not 0 < held < len(split):
+        raise DataError(f"holdout = {config.holdout} of {len(split)} images leaves one side empty")
+    order = np.random.default_rng(0).permutation(len(split))
+    return split.select(np.sort(order[:held] if part == "val" else order[held:]))

@@ -1,0 +1,147 @@
+"""Datasets on disk: VOC layout, and a folder of images with a CSV of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from bidir.config import RunConfig, resolve
+from bidir.data.split import IGNORE, DataError, Split, label_matrix
+
+VOC_CLASSES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+).split()
+
+
+def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
+    """A split of a folder in VOC layout (JPEGImages, SegmentationClass, ImageSets/Segmentation).
+
+    ``classes.txt`` in the folder, if there, lists the class names by mask id, background first;
+    otherwise they are VOC's twenty. Errors: ``DataError`` naming the file and the fix.
+    """
+    root = root or resolve(config.data_root)
+    if not (root / "JPEGImages").is_dir():
+        raise DataError(f"data_root = {str(root)!r}: no folder JPEGImages in it; give a folder in VOC layout")
+    names = _read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+    _require(images, f"named in ImageSets/Segmentation/{split}.txt")
+    masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
+    if not masks[0].parent.is_dir():
+        masks = None
+    known = _known_classes(root)
+    class_names = _subset(config.classes, known)
+    labels = _read_labels(config, root, names, masks, known)
+    ids = tuple(1 + known.index(name) for name in class_names)
+    other = tuple(i + 1 for i in range(len(known)) if i + 1 not in ids)
+    matrix = label_matrix(labels, class_names)
+    whole = Split(class_names, tuple(images), matrix, masks and tuple(masks), (0, *ids), other)
+    return _not_empty(whole.select(np.flatnonzero(matrix.any(1))), f"{root}, split {split!r}")
+
+
+def read_folder(config: RunConfig, split: str) -> Split:
+    """Images plus ``labels.csv`` with columns file, labels (names separated by spaces), optionally split.
+
+    Masks, if any, stand in ``masks/`` as PNG with the image's stem: 0 background, i the i-th class.
+    Errors: ``DataError`` naming the file and the fix.
+    """
+    root = resolve(config.data_root)
+    path = root / "labels.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: not there; give a CSV with the columns file,labels")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not {"file", "labels"} <= set(table.columns):
+        raise DataError(f"{path}: columns {list(table.columns)}; needs file,labels")
+    if "split" in table.columns:
+        table = table[table["split"] == split]
+    elif split != config.train_list:
+        raise DataError(f"{path}: no column split, so there is no {split!r}; add it, or set holdout above 0")
+    labels = [row.split() for row in table["labels"]]
+    known = list(config.classes) or sorted({name for row in labels for name in row})
+    images = [root / file for file in table["file"]]
+    _require(images, f"named in {path}")
+    for file, row in zip(images, labels, strict=True):
+        _check_labels(file.name, row, known, path)
+    masks = tuple(root / "masks" / f"{image.stem}.png" for image in images) if (root / "masks").is_dir() else None
+    matrix = label_matrix(labels, tuple(known))
+    found = Split(tuple(known), tuple(images), matrix, masks, tuple(range(len(known) + 1)))
+    return _not_empty(found, f"{path}, split {split!r}")
+
+
+def _read_list(path: Path) -> list[str]:
+    if not path.is_file():
+        there = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise DataError(f"{path}: not there; lists in that folder: {', '.join(there) or 'none'}")
+    names = path.read_text().split()
+    if not names:
+        raise DataError(f"{path}: names no image")
+    return names
+
+
+def _require(paths: list[Path] | tuple[Path, ...], why: str) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"{missing[0]}: missing{more}, {why}; add the file or take it off the list")
+
+
+def _known_classes(root: Path) -> list[str]:
+    path = root / "classes.txt"
+    return path.read_text().split()[1:] if path.is_file() else list(VOC_CLASSES)
+
+
+def _subset(classes: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise DataError(f"classes: {unknown} not in the class list; known: {', '.join(known)}")
+    return classes or tuple(known)
+
+
+def _read_labels(config: RunConfig, root: Path, names: list[str], masks: list[Path] | None, known: list[str]):
+    """Lists of class names, one per image, from where ``label_source`` says."""
+    if config.label_source == "masks":
+        if masks is None:
+            raise DataError(f"label_source = 'masks', but {root} has no folder SegmentationClass")
+        values = [np.unique(np.array(Image.open(mask))) for mask in masks]
+        labels, source = [[known[v - 1] for v in row if v not in (0, IGNORE)] for row in values], root
+    elif config.label_source == "xml":
+        files = [root / "Annotations" / f"{name}.xml" for name in names]
+        _require(files, "the image labels (label_source = 'xml')")
+        labels, source = [_read_xml(file) for file in files], root / "Annotations"
+    else:
+        source = root / config.labels_file
+        if not source.is_file():
+            raise DataError(f"labels_file = {str(source)!r}: not there; give lines 'name class class ...'")
+        table = {line[0]: line[1:] for line in map(str.split, source.read_text().splitlines()) if line}
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise DataError(f"{source}: no line for image {missing[0]!r} ({len(missing)} in all)")
+        labels = [table[name] for name in names]
+    for name, row in zip(names, labels, strict=True):
+        _check_labels(name, row, known, source)
+    return labels
+
+
+def _read_xml(path: Path) -> list[str]:
+    try:
+        return sorted({node.text for node in ElementTree.parse(path).iterfind("object/name")})
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}: not XML ({error})") from error
+
+
+def _check_labels(image: str, labels: list[str], known: list[str], source: Path) -> None:
+    if not labels:
+        raise DataError(f"{source}: image {image!r} has no labels; name its classes or take it off the list")
+    unknown = [name for name in labels if name not in known]
+    if unknown:
+        raise DataError(f"{source}: image {image!r} has label {unknown[0]!r}; known: {', '.join(known)}")
+
+
+def _not_empty(split: Split, where: str) -> Split:
+    if len(split) == 0:
+        raise DataError(f"{where}: no image with any of the classes {', '.join(split.class_names)}")
+    return split

@@ -1,0 +1,116 @@
+"""Scores of every map the method makes, streaming: predict, count, drop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from bidir.config import RunConfig
+from bidir.data.loader import Batch, WholeImages, make_loader, same_size_batches
+from bidir.data.split import Split
+from bidir.metrics import ConfusionMatrix
+from bidir.model.network import DualBranchNetwork, resize
+from bidir.seeds.maps import evaluating, multi_scale_maps
+from bidir.seeds.propagation import Propagator, raw_seed, segmentation_pseudo_label
+from bidir.supervision import nearest
+
+PROTOCOLS = ("raw", "ms")  # one pass as it is | several scales, each with its flip
+MAPS = {
+    "cam": "raw CAM of the classes present",
+    "seed": "propagated CAM, no pixel ignored",
+    "y_c": "pseudo-label of Branch-C for Branch-S (coverage: share of pixels not ignored)",
+    "y_s": "pseudo-label of Branch-S for Branch-C",
+    "branch_c": "CAM of the classes that Branch-C itself predicts",
+    "branch_s": "prediction of Branch-S",
+}
+
+
+def predict_maps(
+    network: DualBranchNetwork, batch: Batch, config: RunConfig, protocol: str, names: set[str]
+) -> dict[str, Int[Tensor, "B H W"]]:
+    """The maps in ``names`` for a batch of whole images, as class ids 0..C, 255 = ignored.
+
+    ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
+    use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``.
+    """
+    size, found = tuple(batch.image.shape[-2:]), {}
+    scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
+    affinity = config.propagation == "afa" and bool(names & {"seed", "y_c"})
+    maps = multi_scale_maps(network, batch.image, batch.box, scales, affinity=affinity, flip=flip)
+    if names & {"seed", "y_c"}:
+        propagate = Propagator(maps, batch.image, batch.label, batch.box, config)
+        found |= {"y_c": propagate(config.propagation)} if "y_c" in names else {}
+        found |= {"seed": propagate(config.propagation, decided=True)} if "seed" in names else {}
+    found["cam"] = raw_seed(maps.cam, batch.label, config.threshold_cam, size)
+    predicted = (maps.class_logits > 0).float()
+    found["branch_c"] = raw_seed(maps.cam, predicted, config.threshold_cam, size)
+    if protocol == "raw":
+        logits = maps.segmentation_logits
+        y_s = segmentation_pseudo_label(logits, batch.label, batch.box, size, config)
+        found["y_s"] = nearest(y_s, size)
+    if "branch_s" in names:
+        scores = logits if protocol == "raw" else multi_scale_logits(network, batch.image, config.eval_scales)
+        found["branch_s"] = resize(scores, size).argmax(1)
+    return {name: found[name] for name in MAPS if name in names and name in found}
+
+
+def multi_scale_logits(
+    network: DualBranchNetwork, image: Float[Tensor, "B 3 H W"], scales: tuple[float, ...]
+) -> Float[Tensor, "B C+1 H/4 W/4"]:
+    """Branch-S at several scales: mean over the flip pair, maximum over scales."""
+    height, width = image.shape[-2:]
+    quarter, best = (-(-height // 4), -(-width // 4)), None
+    with evaluating(network):
+        for scale in scales:
+            scaled = resize(image, (round(height * scale), round(width * scale)))
+            out = network(torch.cat([scaled, scaled.flip(3)])).segmentation_logits.float()
+            plain, flipped = resize(out, quarter).chunk(2)
+            logits = (plain + flipped.flip(3)) / 2
+            best = logits if best is None else torch.maximum(best, logits)
+    return best
+
+
+def evaluate(
+    network: DualBranchNetwork,
+    split: Split,
+    sizes: np.ndarray,
+    config: RunConfig,
+    wanted: dict[str, set[str]] | None = None,
+    limit: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Scores over a split: rows (protocol, map, class) with iou, precision, recall, coverage in 0..1.
+
+    Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
+    ``limit`` > 0 takes that many images, evenly spaced. Nothing is kept but the confusion matrices.
+    """
+    wanted = wanted or {protocol: set(MAPS) for protocol in PROTOCOLS}
+    if 0 < limit < len(split):
+        chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
+        split, sizes = split.select(chosen), sizes[chosen]
+    device = next(network.parameters()).device
+    batches = same_size_batches(sizes, config.batch_size)
+    loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
+    matrices: dict[tuple[str, str], ConfusionMatrix] = {}
+    for batch in tqdm(loader, "evaluate", disable=not progress, leave=False, mininterval=1):
+        batch = batch.to(device)
+        for protocol, names in wanted.items():
+            for name, prediction in predict_maps(network, batch, config, protocol, names).items():
+                matrix = matrices.setdefault((protocol, name), ConfusionMatrix(len(split.class_names)))
+                matrix.update(nearest(prediction, tuple(batch.mask.shape[-2:])), batch.mask)
+    tables = [
+        matrix.table(split.class_names).assign(protocol=protocol, map=name, images=len(split))
+        for (protocol, name), matrix in sorted(matrices.items())
+    ]
+    columns = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def mean_scores(table: pd.DataFrame) -> dict[str, float]:
+    """``{"raw/branch_s": mIoU, ...}`` from the table of ``evaluate``."""
+    mean = table[table["class"] == "mean"]
+    return {f"{row.protocol}/{row.map}": float(row.iou) for row in mean.itertuples()}

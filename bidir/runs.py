@@ -1,0 +1,145 @@
+"""A run's folder: provenance, logged rows, checkpoint; and the table of all runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import os
+import pickle
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bidir.config import ConfigError, RunConfig, resolve
+from bidir.files import write_bytes, write_text
+from bidir.model.network import DualBranchNetwork
+from bidir.model.weights import WeightsError, load_matching
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Git commit and state of the package's checkout, versions, hardware."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--", "bidir", "notebooks")),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """One line that names the processor a run used."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"CPU {model}, {os.cpu_count()} cores"
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parents[1]
+    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+class RunFolder:
+    """``<runs_dir>/<run_id>`` with run.json, metrics.jsonl, per_class.csv, checkpoint.pt and, last, DONE."""
+
+    def __init__(self, config: RunConfig, manifest: str) -> None:
+        self.run_id = config.run_id(manifest)
+        self.path = resolve(config.runs_dir) / self.run_id
+        self.done, self.checkpoint = self.path / "DONE", self.path / "checkpoint.pt"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def start(self, config: RunConfig, manifest: str, class_names: tuple[str, ...], device: torch.device) -> None:
+        """Make the folder and write run.json. Errors: ``OSError`` if it cannot be written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest}
+        self.update({**facts, "classes": list(class_names), **provenance(device)})
+
+    def update(self, facts: dict[str, Any]) -> None:
+        """Merge ``facts`` into run.json."""
+        path = self.path / "run.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        write_text(path, json.dumps({**known, **facts}, indent=1) + "\n")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to metrics.jsonl."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop logged rows after iteration ``step``: they will be logged again."""
+        rows = [row for row in read_rows(self.metrics) if row["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def finish(self, per_class: pd.DataFrame, facts: dict[str, Any]) -> None:
+        """Write the final scores, then DONE."""
+        write_text(self.path / "per_class.csv", per_class.to_csv(index=False, float_format="%.6f"))
+        self.update(facts)
+        write_text(self.done, "")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values; atomic. Errors: ``OSError``, the previous file intact."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, tensors on the CPU.
+
+    Errors: ``WeightsError`` if the file is missing, damaged, holds code, or is no checkpoint of ours.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path}: refused, not a plain checkpoint ({str(error).splitlines()[0]})") from error
+    missing = {"config", "classes", "model", "step"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise WeightsError(f"{path}: not a checkpoint of this project (lacks {', '.join(sorted(missing))})")
+    return content
+
+
+def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
+    """The trained network of a checkpoint in eval mode, its configuration and its class names."""
+    content = load_checkpoint(path)
+    try:
+        config = RunConfig.from_parameters(json.loads(content["config"]))
+    except ConfigError as error:
+        raise WeightsError(f"{path}: made by another version of this project ({error})") from error
+    network = DualBranchNetwork(config.replace(encoder_weights="random"), len(content["classes"]))
+    load_matching(network, content["model"], str(path))
+    return network.to(device, memory_format=torch.channels_last).eval(), config, tuple(content["classes"])
+
+
+def load_runs(runs_dir: str | Path) -> pd.DataFrame:
+    """One row per finished run, class, map and protocol: the configuration, then the scores (0..1)."""
+    frames = []
+    for done in sorted(resolve(runs_dir).glob("*/DONE")):
+        facts = json.loads((done.parent / "run.json").read_text())
+        scores = pd.read_csv(done.parent / "per_class.csv")
+        settings = {k: str(v) if isinstance(v, list) else v for k, v in facts["config"].items()}
+        frames.append(scores.assign(run_id=facts["run_id"], **settings))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

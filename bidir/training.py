@@ -1,0 +1,170 @@
+"""Training: one visible loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from tqdm import tqdm
+
+from bidir.config import ConfigError, RunConfig
+from bidir.data import DataError, Split, open_split
+from bidir.data.loader import StepSampler, TrainingCrops, make_loader
+from bidir.evaluation import evaluate, mean_scores
+from bidir.model.network import DualBranchNetwork
+from bidir.runs import RunFolder, load_checkpoint, save_checkpoint
+from bidir.schedule import active, learning_rate
+from bidir.supervision import loss_terms, make_pseudo_labels, total_loss
+
+WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "y_c"}}  # maps validated on the way
+
+
+def fit(config: RunConfig, progress: bool = True) -> Path:
+    """Train and evaluate the run that ``config`` describes; returns its folder.
+
+    A finished run returns at once, an interrupted one goes on from its last checkpoint. Everything
+    about configuration and data is checked before training starts.
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError`` naming a loss
+    term that is not finite.
+    """
+    accelerator = make_accelerator(config)
+    train, val = open_split(config, "train"), open_split(config, "val")
+    manifest = train.manifest() + val.manifest()
+    folder = RunFolder(config, manifest)
+    if folder.done.is_file():
+        return folder.path
+    sizes = check_data(train, val, config, progress)
+
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed)  # nothing here draws from it; libraries might
+    network = DualBranchNetwork(config, len(train.class_names)).to(
+        accelerator.device, memory_format=torch.channels_last
+    )
+    optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
+    model, optimizer = accelerator.prepare(network, optimizer)
+    start = 0
+    if folder.checkpoint.is_file():
+        start = resume(folder, network, optimizer)
+    sampler = StepSampler(len(train), config, start, accelerator.process_index, accelerator.num_processes)
+    crops = TrainingCrops(train, config, masks=config.supervision == "full")
+    loader = make_loader(crops, sampler, config.num_workers)
+    if accelerator.is_main_process:
+        folder.start(config, manifest, train.class_names, accelerator.device)
+    writer = _tensorboard(folder.path) if config.tensorboard and accelerator.is_main_process else None
+
+    def log(row: dict) -> None:
+        if accelerator.is_main_process:
+            folder.log(row)
+            for name, value in row.items():
+                if writer and name not in ("step", "kind"):
+                    writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    began, model_in_train = time.perf_counter(), model.train()
+    bar = tqdm(loader, config.supervision, config.iterations, initial=start, disable=not progress, mininterval=2)
+    for step, batch in enumerate(bar, start):
+        batch = batch.to(accelerator.device)
+        batch.image = batch.image.contiguous(memory_format=torch.channels_last)
+        on = active(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["factor"] * learning_rate(config, step)
+
+        with accelerator.autocast():
+            targets = make_pseudo_labels(network, batch, config, on)
+            outputs = model_in_train(batch.image, segmentation=on.c2s or on.full, affinity=on.aff)
+        terms = loss_terms(outputs, batch, targets, config)
+        loss = total_loss(terms, config)
+
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        limit = config.grad_clip or float("inf")
+        norm = accelerator.clip_grad_norm_(network.parameters(), limit)
+        optimizer.step()
+
+        done = step + 1
+        if done % config.log_every == 0 or done == config.iterations:
+            row = {name: round(term.item(), 6) for name, term in terms.items()}
+            log({"step": done, "kind": "train", "loss": round(loss.item(), 6), **row,
+                 "grad_norm": round(float(norm), 4), "lr": learning_rate(config, step)})  # fmt: skip
+            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
+        if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
+            scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress)
+            log({"step": done, "kind": "val", **{k: round(v, 5) for k, v in mean_scores(scores).items()}})
+        if (done % config.checkpoint_every == 0 or done == config.iterations) and accelerator.is_main_process:
+            save_state(folder.checkpoint, network, optimizer, done, config, train.class_names)
+
+    seconds = time.perf_counter() - began
+    if accelerator.is_main_process:
+        scores = evaluate(network, val, sizes, config, progress=progress)
+        folder.finish(scores, {
+            "results": mean_scores(scores), "evaluated_on": "holdout of train" if config.holdout else config.val_list,
+            "train_images": len(train), "val_images": len(val),
+            "seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, config.iterations - start), 4),
+            "resumed_at": start, "peak_memory_mib": peak_memory_mib(accelerator.device),
+        })  # fmt: skip
+    accelerator.wait_for_everyone()
+    return folder.path
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """The device, precision and processes of the run. Errors: ``ConfigError`` if there is no GPU to use."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # which branch runs depends on the step
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
+
+
+def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
+    """Look at every file that the run will open; returns the sizes of the validation images.
+
+    Errors: ``DataError``, also if every crop would be larger than the image it is cut from.
+    """
+    longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
+    if config.crop_size > longest:
+        raise DataError(
+            f"crop_size = {config.crop_size} is larger than every image, even at scale_max ({longest:.0f} px); "
+            f"set crop_size to at most {int(longest)}"
+        )
+    return val.check(masks=True, progress=progress)
+
+
+def save_state(path: Path, network: torch.nn.Module, optimizer, step: int, config: RunConfig, classes) -> None:
+    """Everything that the next iteration depends on, as tensors and plain values."""
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    save_checkpoint(path, {
+        "model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "rng": rng,
+        "config": json.dumps(asdict(config)), "classes": list(classes),
+    })  # fmt: skip
+
+
+def resume(folder: RunFolder, network: torch.nn.Module, optimizer) -> int:
+    """Restore weights, optimiser, random state and logged rows; returns the iterations done."""
+    state = load_checkpoint(folder.checkpoint)
+    network.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"]["cpu"])
+    if "cuda" in state["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["rng"]["cuda"])
+    folder.rewind(state["step"])
+    return state["step"]
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Largest memory of this process so far: of the GPU if there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def _tensorboard(path: Path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(path / "tensorboard")
