@@ -140,9 +140,7 @@ class RunConfig:
         return f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
 
-MACHINE_FIELDS = frozenset(
-    "data_root runs_dir device num_workers tensorboard checkpoint_every".split()
-)
+MACHINE_FIELDS = frozenset("data_root runs_dir device num_workers tensorboard checkpoint_every".split())
 
 PRESETS: dict[str, dict[str, Any]] = {
     "study": {},
@@ -215,9 +213,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         hint = ""
         if type(value) is str and wanted in (int, float, bool):
             hint = f"; write it without quotes ({'1.0e-4 rather than 1e-4 in YAML' if wanted is float else 'YAML: true, 3'})"
-        raise ConfigError(
-            f"{field.name} = {value!r} is a {type(value).__name__}, needs a {wanted.__name__}{hint}"
-        )
+        raise ConfigError(f"{field.name} = {value!r} is a {type(value).__name__}, needs a {wanted.__name__}{hint}")
     if wanted is tuple:
         inner = str if field.name == "classes" else float
         value = tuple(float(v) if type(v) is int else v for v in value)
@@ -239,9 +235,7 @@ def _check_values(config: RunConfig) -> None:
     if config.scale_max < config.scale_min:
         raise ConfigError(f"scale_max = {config.scale_max} is below scale_min = {config.scale_min}")
     if config.threshold_low > config.threshold_high:
-        raise ConfigError(
-            f"threshold_low = {config.threshold_low} is above threshold_high = {config.threshold_high}"
-        )
+        raise ConfigError(f"threshold_low = {config.threshold_low} is above threshold_high = {config.threshold_high}")
     for name in ("seed_scales", "eval_scales"):
         if 1.0 not in getattr(config, name) or min(getattr(config, name)) <= 0:
             raise ConfigError(f"{name} = {getattr(config, name)}: needs positive scales, 1.0 among them")

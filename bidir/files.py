@@ -20,7 +20,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        raise OSError(error.errno, f"{os.strerror(error.errno or 5)}; the previous file is intact", str(path)) from error
+        raise OSError(
+            error.errno, f"{os.strerror(error.errno or 5)}; the previous file is intact", str(path)
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -15,9 +15,7 @@ def classification_loss(class_logits: Float[Tensor, "B C"], label: Float[Tensor,
     return F.multilabel_soft_margin_loss(class_logits, label)
 
 
-def dense_loss(
-    logits: Float[Tensor, "B K h w"], target: Int[Tensor, "B h w"], kind: str
-) -> Float[Tensor, ""]:
+def dense_loss(logits: Float[Tensor, "B K h w"], target: Int[Tensor, "B h w"], kind: str) -> Float[Tensor, ""]:
     """Mean loss over the pixels whose target is not 255; 0 if there is none.
 
     ``ce``: cross-entropy over the K channels. ``bce``: binary cross-entropy of each channel against

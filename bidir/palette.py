@@ -23,7 +23,7 @@ def voc_palette() -> np.ndarray:
 
 def save_palette_png(mask: np.ndarray, path: Path) -> None:
     """Write a mask (H, W) uint8 as palette PNG, as VOC's masks are; atomic."""
-    image = Image.fromarray(mask, mode=None).convert("L")
+    image = Image.fromarray(mask)
     image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -32,9 +32,7 @@ def make_pseudo_labels(network: DualBranchNetwork, batch: Batch, config: RunConf
     if on.c2s or on.aff:
         need_segmentation = on.s2c or (on.c2s and on.propagation == "bsp")
         need_affinity = on.c2s and on.propagation == "afa"
-        maps = multi_scale_maps(
-            network, batch.image, batch.box, config.seed_scales, need_segmentation, need_affinity
-        )
+        maps = multi_scale_maps(network, batch.image, batch.box, config.seed_scales, need_segmentation, need_affinity)
         propagate = Propagator(maps, batch.image, batch.label, batch.box, config)
         logits = maps.segmentation_logits
         y_c = propagate(on.propagation) if on.c2s else None
@@ -82,5 +80,3 @@ def total_loss(terms: dict[str, Float[Tensor, ""]], config: RunConfig) -> Float[
 def nearest(label: Int[Tensor, "B H W"], size: tuple[int, int]) -> Int[Tensor, "B h w"]:
     """Nearest-neighbour resize of class ids."""
     return torch.nn.functional.interpolate(label[:, None].float(), size=size, mode="nearest")[:, 0].long()
-
-

@@ -62,7 +62,9 @@ def draw_creature(
     ``similarity`` 1 draws the coat from colours all classes share, 0 from the class's own.
     """
     own, coat = np.array(CREATURES[name][0]), np.array(COATS[random.integers(len(COATS))])
-    colour = tuple(np.clip(own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3), 20, 250).astype(int))
+    colour = tuple(
+        np.clip(own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3), 20, 250).astype(int)
+    )
     layer = Image.new("RGBA", (size, size), (*colour, 0))
     draw = ImageDraw.Draw(layer)
     facing, tilt = (1 if random.random() < 0.5 else -1), random.normal(0, 0.06)
@@ -109,7 +111,10 @@ def _part(name: str, shape: Callable[..., None], head: np.ndarray, k: float, beh
     if name == "hare" and behind:
         for lean in (-0.16, 0.0):
             shape(_oval(crown + k * np.array([lean * 0.6 - 0.02, -0.17]), 0.2 * k, 0.05 * k, 1.45 - lean), 0.9)
-            shape(_oval(crown + k * np.array([lean * 0.6 - 0.02, -0.17]), 0.14 * k, 0.024 * k, 1.45 - lean), (226, 160, 160))
+            shape(
+                _oval(crown + k * np.array([lean * 0.6 - 0.02, -0.17]), 0.14 * k, 0.024 * k, 1.45 - lean),
+                (226, 160, 160),
+            )
     elif name == "stag" and behind:
         for lean in (-0.12, 0.08):
             tip = crown + k * np.array([lean, -0.34])
@@ -136,7 +141,10 @@ def _part(name: str, shape: Callable[..., None], head: np.ndarray, k: float, beh
         shape(_oval(head + k * np.array([-0.13, 0.02]), 0.17 * k, 0.13 * k, 1.3), 0.76)
     elif name == "rhino" and not behind:
         nose = head + (0.16, 0.0)
-        shape([nose + k * np.array(p) for p in ((-0.05, 0.0), (0.05, 0.03), (0.12, -0.1), (0.13, -0.25), (0.03, -0.13))], cream)
+        shape(
+            [nose + k * np.array(p) for p in ((-0.05, 0.0), (0.05, 0.03), (0.12, -0.1), (0.13, -0.25), (0.03, -0.13))],
+            cream,
+        )
         shape([nose + k * np.array(p) for p in ((-0.12, -0.05), (-0.05, -0.03), (-0.05, -0.14))], cream)
 
 

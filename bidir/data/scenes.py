@@ -94,7 +94,9 @@ def _write(root: Path, config: RunConfig, knobs: dict) -> None:
     names = [f"scene_{i:05d}" for i in range(total)]
     (lists / "train.txt").write_text("\n".join(names[: config.scenes_train]) + "\n")
     (lists / "val.txt").write_text("\n".join(names[config.scenes_train :]) + "\n")
-    (root / "image_labels.txt").write_text("".join(f"{n} {' '.join(row)}\n" for n, row in zip(names, labels, strict=True)))
+    (root / "image_labels.txt").write_text(
+        "".join(f"{n} {' '.join(row)}\n" for n, row in zip(names, labels, strict=True))
+    )
     (root / "classes.txt").write_text("\n".join(("background", *SCENE_CLASSES)) + "\n")
     (root / "knobs.json").write_text(json.dumps(knobs, indent=1) + "\n")
     files = sorted(path for path in root.rglob("*") if path.is_file())

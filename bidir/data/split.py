@@ -59,7 +59,9 @@ class Split:
             with Image.open(path) as image:
                 return np.array(image.convert("RGB"))
         except OSError as error:
-            raise DataError(f"{path}: the image cannot be read ({error}); replace it or take it off the list") from error
+            raise DataError(
+                f"{path}: the image cannot be read ({error}); replace it or take it off the list"
+            ) from error
 
     def read_mask(self, index: int) -> np.ndarray:
         """Mask (H, W) uint8 of class indices 0..C, ``IGNORE`` where unlabelled.
@@ -83,7 +85,9 @@ class Split:
         lookup[[IGNORE, *self.other_ids]] = IGNORE
         unknown = [int(v) for v in np.unique(mask) if lookup[v] < 0]
         if unknown:
-            raise DataError(f"{path}: unknown ids {unknown}; known: {sorted([*self.mask_ids, *self.other_ids])} and 255")
+            raise DataError(
+                f"{path}: unknown ids {unknown}; known: {sorted([*self.mask_ids, *self.other_ids])} and 255"
+            )
         return lookup[mask].astype(np.uint8)
 
     def check(self, masks: bool, progress: bool = True) -> np.ndarray:

@@ -27,7 +27,9 @@ class TimmEncoder(nn.Module):
                 name, features_only=True, output_stride=16, out_indices=indices, pretrained=pretrained
             )
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-            raise ConfigError(f"encoder = {name!r}: {', '.join(VARIANTS)}, or a timm feature extractor ({error})") from error
+            raise ConfigError(
+                f"encoder = {name!r}: {', '.join(VARIANTS)}, or a timm feature extractor ({error})"
+            ) from error
         if self.body.feature_info.reduction() != STRIDES:
             raise ConfigError(f"encoder = {name!r} has strides {self.body.feature_info.reduction()}, needs {STRIDES}")
         self.dims = tuple(self.body.feature_info.channels())

@@ -100,9 +100,7 @@ class PatchEmbedding(nn.Module):
 class Stage(nn.Module):
     """One resolution: patch embedding, blocks, norm."""
 
-    def __init__(
-        self, channels: int, dim: int, heads: int, sr_ratio: int, stride: int, rates: list[float]
-    ) -> None:
+    def __init__(self, channels: int, dim: int, heads: int, sr_ratio: int, stride: int, rates: list[float]) -> None:
         super().__init__()
         self.patch_embed = PatchEmbedding(channels, dim, 7 if stride == 4 else 3, stride)
         self.blocks = nn.ModuleList(Block(dim, heads, sr_ratio, rate) for rate in rates)

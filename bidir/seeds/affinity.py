@@ -20,9 +20,7 @@ def radius_mask(height: int, width: int, device: torch.device) -> Bool[Tensor, "
     return near_rows & ((columns[:, None] - columns).abs() <= RADIUS)
 
 
-def random_walk(
-    seed: Float[Tensor, "B K h w"], affinity: Float[Tensor, "B N N"]
-) -> Float[Tensor, "B K h w"]:
+def random_walk(seed: Float[Tensor, "B K h w"], affinity: Float[Tensor, "B N N"]) -> Float[Tensor, "B K h w"]:
     """seed @ T, T the squared affinity within the radius, each column divided by (its sum + 0.1)."""
     transition = affinity**2 * radius_mask(*seed.shape[-2:], seed.device)
     transition = transition / (transition.sum(1, keepdim=True) + 0.1)

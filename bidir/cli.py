@@ -1,0 +1,92 @@
+"""The command line: ``bidir study``, ``train``, ``predict``, ``pseudo-masks``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from bidir.config import ConfigError, resolve
+from bidir.data import DataError
+from bidir.model.weights import WeightsError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+STUDY = {  # the two runs that ``make study`` compares
+    "full method": {"supervision": "both", "propagation": "bsp", "object_aware_decoding": True},
+    "one direction": {"supervision": "c2s", "propagation": "par", "object_aware_decoding": False},
+}
+
+
+@app.command()
+def study(out: str = "results/study") -> None:
+    """The main job: generate the dataset, train the full method and the one-directional baseline, report."""
+    from bidir.execution import run_notebook, run_training, write_html
+
+    folder = resolve(out)
+    runs = {}
+    for number, (name, axes) in enumerate(STUDY.items(), 1):
+        print(f"[{number}/3] {name}: {', '.join(f'{k}={v}' for k, v in axes.items())}", flush=True)
+        runs[name] = str(run_training({**axes, "runs_dir": str(folder / "runs")}))
+    print("[3/3] figures, table and report", flush=True)
+    executed = folder / "report.ipynb"
+    run_notebook("40_report", {"runs": runs, "out_dir": str(folder)}, executed)
+    write_html(executed, folder / "report.html")
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print(f"\nDone. Open {shown}/report.html; the numbers are in {shown}/scores.csv, the figures in {shown}/figures/")
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="study | quick | voc")] = "study",
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML")] = None,
+) -> None:
+    """One run of notebooks/10_train through papermill."""
+    from bidir.execution import run_training
+
+    print(run_training(parse_parameters(parameter or []), preset))
+
+
+@app.command()
+def predict(
+    checkpoint: Path,
+    images: Path,
+    out: Path,
+    labels: Annotated[str, typer.Option(help="classes in every image, comma-separated; default: predicted")] = "",
+    map: str = "branch_s",
+    protocol: str = "raw",
+) -> None:
+    """Masks and overlays for an image or a folder of images."""
+    from bidir.prediction import _image_paths
+    from bidir.prediction import predict as run
+
+    given = {path.stem: labels.split(",") for path in _image_paths(images)} if labels else None
+    table = run(checkpoint, images, out, given, map, protocol)
+    print(table.to_string(index=False))
+
+
+@app.command("pseudo-masks")
+def pseudo_masks(checkpoint: Path, part: str, out: Path, map: str = "seed", protocol: str = "ms") -> None:
+    """Pseudo-masks of a split (train | val) as VOC palette PNG, for a second-stage model."""
+    from bidir.prediction import export_pseudo_masks
+
+    print(f"{len(export_pseudo_masks(checkpoint, part, out, map, protocol))} masks in {out}")
+
+
+def parse_parameters(pairs: list[str]) -> dict:
+    """``name=value`` strings to values, read as YAML."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ConfigError(f"-p {wrong[0]}: write it as name=value")
+    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def main() -> None:
+    """Run a command; a mistake in the input is one message, not a traceback."""
+    try:
+        app()
+    except (ConfigError, DataError, WeightsError, FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error}")

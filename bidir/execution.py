@@ -1,0 +1,60 @@
+"""Notebooks run by papermill: parameters checked first, output moved into place whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import papermill
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+from bidir.config import RunConfig, resolve
+from bidir.data import open_split
+from bidir.files import write_text
+from bidir.runs import RunFolder
+
+
+def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
+    """One run: ``10_train`` executed by papermill, the executed notebook kept in the run's folder.
+
+    Errors: ``ConfigError`` and ``DataError`` before the notebook starts; papermill's
+    ``PapermillExecutionError`` if a cell fails. A finished run returns at once.
+    """
+    config = RunConfig.from_parameters(parameters, preset)
+    manifest = open_split(config, "train").manifest() + open_split(config, "val").manifest()
+    folder = RunFolder(config, manifest)
+    executed = folder.path / "notebook.ipynb"
+    if not (folder.done.is_file() and executed.is_file()):
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()}
+        run_notebook("10_train", values, executed)
+    return folder.path
+
+
+def run_notebook(name: str, parameters: dict[str, Any], output: Path) -> None:
+    """Execute ``notebooks/<name>.ipynb`` with ``parameters``; its progress bars go to standard error.
+
+    Errors: ``PapermillExecutionError`` if a cell fails; the notebook up to there is kept beside
+    ``output`` under the name ``*.failed.ipynb``.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_suffix(".failed.ipynb")
+    source = resolve("notebooks") / f"{name}.ipynb"
+    papermill.execute_notebook(
+        source, draft, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, stderr_file=sys.stderr
+    )
+    draft.replace(output)
+
+
+def write_html(notebook: Path, html: Path) -> None:
+    """An executed notebook as one HTML file that loads nothing: figures embedded, code left out."""
+    settings = Config()
+    settings.HTMLExporter.exclude_input = True
+    settings.HTMLExporter.exclude_input_prompt = settings.HTMLExporter.exclude_output_prompt = True
+    settings.HTMLExporter.mathjax_url = settings.HTMLExporter.require_js_url = ""
+    settings.HTMLExporter.jquery_url = settings.HTMLExporter.mermaid_js_url = ""
+    settings.TagRemovePreprocessor.enabled = True
+    settings.TagRemovePreprocessor.remove_cell_tags = ("parameters", "injected-parameters")
+    body, _ = HTMLExporter(config=settings).from_filename(str(notebook))
+    write_text(html, body)
