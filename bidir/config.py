@@ -63,8 +63,8 @@ class RunConfig:
     confidence: str = "logit"  # sigma_s is compared with: logit (reference) | probability
     par_normalized: bool = False  # divide the PAR weights by their sum 1.01
     mask_s2c_by_labels: bool = False  # drop classes from Y_s that the image label excludes
-    threshold_high: float = 0.55  # background scores of par and afa
-    threshold_low: float = 0.35
+    threshold_high: float = 0.55  # par and afa: foreground where it beats this background score
+    threshold_low: float = 0.35  # and background where it loses to this one; ignored between
     threshold_cam: float = 0.45  # background score when a raw CAM is evaluated
     seed_scales: tuple = (1.0, 0.5, 1.5)  # scales of the multi-scale CAM, each with its flip
 
@@ -73,7 +73,7 @@ class RunConfig:
     batch_size: int = 8  # images per step, over all processes together
     learning_rate: float = 0.0002  # AdamW, encoder
     head_lr_factor: float = 10.0  # both branches and the affinity head learn this much faster
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # AdamW, all but the norms
     warmup_iterations: int = 50  # linear warm-up, then poly decay with power 1
     warmup_lr: float = 0.000001  # learning rate at iteration 0
     grad_clip: float = 10.0  # largest gradient norm; 0 = no clipping
@@ -212,7 +212,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if type(value) is not wanted:
         hint = ""
         if type(value) is str and wanted in (int, float, bool):
-            hint = f"; write it without quotes ({'1.0e-4 rather than 1e-4 in YAML' if wanted is float else 'YAML: true, 3'})"
+            hint = "; write it without quotes, and 1e-4 as 1.0e-4 (YAML reads the first as a string)"
         raise ConfigError(f"{field.name} = {value!r} is a {type(value).__name__}, needs a {wanted.__name__}{hint}")
     if wanted is tuple:
         inner = str if field.name == "classes" else float

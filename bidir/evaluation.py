@@ -60,7 +60,7 @@ def predict_maps(
 
 def multi_scale_logits(
     network: DualBranchNetwork, image: Float[Tensor, "B 3 H W"], scales: tuple[float, ...]
-) -> Float[Tensor, "B C+1 H/4 W/4"]:
+) -> Float[Tensor, "B S h4 w4"]:
     """Branch-S at several scales: mean over the flip pair, maximum over scales."""
     height, width = image.shape[-2:]
     quarter, best = (-(-height // 4), -(-width // 4)), None

@@ -22,7 +22,7 @@ class PseudoLabels(NamedTuple):
     """Targets of a step; what no active term uses is None."""
 
     y_c: Int[Tensor, "B H W"] | None = None  # C teaches S (the mask, for the oracle)
-    y_s: Int[Tensor, "B H/4 W/4"] | None = None  # S teaches C
+    y_s: Int[Tensor, "B h4 w4"] | None = None  # S teaches C
     tokens: Int[Tensor, "B H W"] | None = None  # PAR pseudo-label, for the affinity
 
 

@@ -130,11 +130,11 @@ class MixTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.dims = dims
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))  # grows with depth
         self.stages = nn.ModuleList(
-            Stage(channels, dim, heads, ratio, stride, rate.tolist())
-            for channels, dim, heads, ratio, stride, rate in zip(
-                (3, *dims), dims, HEADS, SR_RATIOS, strides, rates, strict=False
+            Stage(channels, dim, heads, ratio, stride, [next(rates) for _ in range(depth)])
+            for channels, dim, heads, ratio, stride, depth in zip(
+                (3, *dims), dims, HEADS, SR_RATIOS, strides, depths, strict=False
             )
         )
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1), persistent=False)

@@ -17,11 +17,14 @@ NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
 
 
 class Outputs(NamedTuple):
-    """What the network says about a batch; C foreground classes, N = ceil(H / 16) * ceil(W / 16)."""
+    """What the network says about a batch; C foreground classes, S = C + 1 with background first.
+
+    h4, w4 and h16, w16 are the image's size over 4 and 16, rounded up; N = h16 * w16 tokens.
+    """
 
     class_logits: Float[Tensor, "B C"]
-    cam_logits: Float[Tensor, "B C H/16 W/16"]
-    segmentation_logits: Float[Tensor, "B C+1 H/4 W/4"] | None
+    cam_logits: Float[Tensor, "B C h16 w16"]
+    segmentation_logits: Float[Tensor, "B S h4 w4"] | None
     affinity: Float[Tensor, "B N N"] | None  # in 0..1, symmetric
 
 
@@ -52,7 +55,7 @@ class SegmentationBranch(nn.Module):
         self.dropout = nn.Dropout2d(0.1)
         self.predict = nn.Conv2d(WIDTH, num_classes + 1, 1)
 
-    def forward(self, features: list[Tensor]) -> Float[Tensor, "B C+1 H/4 W/4"]:
+    def forward(self, features: list[Tensor]) -> Float[Tensor, "B S h4 w4"]:
         size = features[0].shape[-2:]
         # as in the reference, the deepest level comes first in the concatenation
         weights = reversed(self.fuse.weight.split(WIDTH, dim=1))

@@ -77,47 +77,47 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
 def mix_transformer_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A Mix Transformer's state dict under our names, from SegFormer's own or transformers' names.
 
-    Classifier and decoder entries are dropped; transformers' key and value are packed, key first.
+    Separate keys and values are packed, key first; classifier and decoder entries are dropped.
     """
-    if not any(name.startswith("segformer.encoder.") or name.startswith("encoder.patch_embeddings.") for name in state):
-        renamed = {_from_original(name.removeprefix("encoder.")): v for name, v in state.items()}
-    else:
-        renamed = {}
-        for name, value in state.items():
-            new = _from_transformers(name.removeprefix("segformer.").removeprefix("encoder."))
-            if ".value." in new:
-                continue
-            if ".key." in new:
-                value = torch.cat([value, state[name.replace(".key.", ".value.")]])
-            renamed[new.replace(".key.", ".kv.").replace(".query.", ".q.")] = value
-    return {k: v for k, v in renamed.items() if k.startswith("stages.")}
+    renamed = {_our_name(name): value for name, value in state.items()}
+    for name in [name for name in renamed if ".key." in name]:
+        parts = [renamed.pop(name), renamed.pop(name.replace(".key.", ".value."))]
+        renamed[name.replace(".key.", ".kv.")] = torch.cat(parts)
+    return {name: value for name, value in renamed.items() if name.startswith("stages.")}
 
 
-def _from_original(name: str) -> str:
-    """``block1.0.attn.q.weight`` -> ``stages.0.blocks.0.attention.q.weight``."""
-    match = re.match(r"(patch_embed|block|norm)(\d)\.(.*)", name)
-    if not match:
-        return name
-    kind, stage, rest = match.groups()
-    part = {"block": "blocks"}.get(kind, kind)
-    rest = re.sub(r"^(\d+)\.attn\.", r"\1.attention.", rest).replace("dwconv.dwconv", "dwconv")
-    return f"stages.{int(stage) - 1}.{part}.{rest}"
+# SegFormer's own names, those of the hub's files, and those inside transformers 5, one after the other
+RENAMES = (
+    (r"^(segformer\.)?(encoder\.)?", ""),
+    (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.patch_embed."),
+    (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
+    (r"^patch_embeddings\.(\d)\.", r"stages.\1.patch_embed."),
+    (r"^block\.(\d)\.", r"stages.\1.blocks."),
+    (r"^layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"\.patch_embeddings\.", ".patch_embed."),
+    (r"\.attn\.", ".attention."),
+    (r"\.attention\.self\.", ".attention."),
+    (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attention.proj."),
+    (r"\.query\.|\.q_proj\.", ".q."),
+    (r"\.k_proj\.", ".key."),
+    (r"\.v_proj\.", ".value."),
+    (r"\.sequence_reduction\.sequence_reduction\.", ".sr."),
+    (r"\.sequence_reduction\.layer_norm\.", ".norm."),
+    (r"\.layer_norm_1\.|\.layernorm_before\.", ".norm1."),
+    (r"\.layer_norm_2\.|\.layernorm_after\.", ".norm2."),
+    (r"\.layer_norm\.", ".norm."),
+    (r"\.dense1\.", ".fc1."),
+    (r"\.dense2\.", ".fc2."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+)
 
 
-def _from_transformers(name: str) -> str:
-    """``block.0.1.mlp.dense1.weight`` -> ``stages.0.blocks.1.mlp.fc1.weight``."""
-    match = re.match(r"(patch_embeddings|block|layer_norm)\.(\d)\.(.*)", name)
-    if not match:
-        return name
-    kind, stage, rest = match.groups()
-    part = {"patch_embeddings": "patch_embed", "block": "blocks", "layer_norm": "norm"}[kind]
-    for old, new in (
-        ("attention.output.dense", "attention.proj"), ("attention.self.layer_norm", "attention.norm"),
-        ("attention.self.", "attention."), ("layer_norm_1", "norm1"), ("layer_norm_2", "norm2"),
-        ("layer_norm", "norm"), ("dense1", "fc1"), ("dense2", "fc2"), ("dwconv.dwconv", "dwconv"),
-    ):  # fmt: skip
-        rest = rest.replace(old, new)
-    return f"stages.{stage}.{part}.{rest}"
+def _our_name(name: str) -> str:
+    """``block1.0.attn.q.weight`` and its likes -> ``stages.0.blocks.0.attention.q.weight``."""
+    for pattern, new in RENAMES:
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def _mit_from_hub(name: str) -> Path:

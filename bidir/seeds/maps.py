@@ -15,11 +15,11 @@ from bidir.model.network import DualBranchNetwork, resize
 
 
 class SeedMaps(NamedTuple):
-    """Maps at half the image's resolution, each channel min-max normalised over the true image."""
+    """Maps at half the image's resolution (h2, w2), each channel min-max normalised over the true image."""
 
-    cam: Float[Tensor, "B C H/2 W/2"]
-    segmentation: Float[Tensor, "B C+1 H/2 W/2"] | None
-    segmentation_logits: Float[Tensor, "B C+1 H/4 W/4"] | None  # scale 1, not flipped, not normalised
+    cam: Float[Tensor, "B C h2 w2"]
+    segmentation: Float[Tensor, "B S h2 w2"] | None
+    segmentation_logits: Float[Tensor, "B S h4 w4"] | None  # scale 1, not flipped, not normalised
     class_logits: Float[Tensor, "B C"]  # scale 1, not flipped
     affinity: Float[Tensor, "B N N"] | None  # of the largest scale, not flipped
     grid: tuple[int, int]  # rows and columns of the tokens of the affinity

