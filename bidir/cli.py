@@ -41,7 +41,7 @@ def study(out: str = "results/study") -> None:
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Option(help="study | quick | voc")] = "study",
+    preset: Annotated[str, typer.Option(help="study | quick | photos | voc")] = "study",
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML")] = None,
 ) -> None:
     """One run of notebooks/10_train through papermill."""

@@ -90,7 +90,7 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
             row = {name: round(term.item(), 6) for name, term in terms.items()}
             log({"step": done, "kind": "train", "loss": round(loss.item(), 6), **row,
                  "grad_norm": round(float(norm), 4), "lr": learning_rate(config, step)})  # fmt: skip
-            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
         if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
             scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress)
             log({"step": done, "kind": "val", **{k: round(v, 5) for k, v in mean_scores(scores).items()}})
