@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -64,6 +65,9 @@ def plot_curves(runs: dict[str, Path]) -> Figure:
     dashes = ["-", "--", ":", "-."]
     for (name, path), dash in zip(runs.items(), dashes * len(runs), strict=False):
         rows = pd.DataFrame(read_rows(path / "metrics.jsonl"))
+        facts = json.loads((path / "run.json").read_text())
+        final = {"kind": "val", "step": facts["config"]["iterations"], **facts.get("results", {})}
+        rows = pd.concat([rows, pd.DataFrame([final])], ignore_index=True)
         train, val = rows[rows["kind"] == "train"], rows[rows["kind"] == "val"]
         for colour, term in enumerate(t for t in ("cls", "c2s", "s2c", "aff") if t in train):
             smooth = train[term].ewm(span=8, ignore_na=True).mean().where(train[term].notna())

@@ -92,7 +92,7 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
                  "grad_norm": round(float(norm), 4), "lr": learning_rate(config, step)})  # fmt: skip
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
         if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
-            scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress)
+            scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress=False)
             log({"step": done, "kind": "val", **{k: round(v, 5) for k, v in mean_scores(scores).items()}})
         if (done % config.checkpoint_every == 0 or done == config.iterations) and accelerator.is_main_process:
             save_state(folder.checkpoint, network, optimizer, done, config, train.class_names)
