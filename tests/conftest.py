@@ -17,12 +17,8 @@ with warnings.catch_warnings():
     import bidir.figures  # noqa: F401
 
 import pytest
-import torch
 
 from bidir.config import RunConfig
-from bidir.data import open_split
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +31,3 @@ def quick(workspace):
     """The quick preset, writing below a temporary folder; random weights would do, ImageNet's are offline."""
     folders = {"data_root": str(workspace / "data"), "runs_dir": str(workspace / "runs"), "device": "cpu"}
     return RunConfig.from_parameters(folders, "quick")
-
-
-@pytest.fixture(scope="session")
-def scenes(quick):
-    """The generated validation split of the quick preset."""
-    return open_split(quick, "val")

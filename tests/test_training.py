@@ -26,7 +26,7 @@ from bidir.training import fit
 CHILD = """
 import json, sys, torch
 from bidir import RunConfig, fit
-torch.set_num_threads(1)  # as in the process it is compared with
+
 fit(RunConfig.from_parameters(json.loads(sys.argv[1])), progress=False)
 """
 
@@ -269,7 +269,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_wrong_checkpoints_are_refused(finished, tmp_path):
     _, folder = finished
     content = load_checkpoint(folder.checkpoint)
-    network, config, classes = load_network(folder.checkpoint)
+    network, _, classes = load_network(folder.checkpoint)
     assert classes[0] == "hare"
     assert not network.training
     broken = {**content, "classes": content["classes"][:4]}
