@@ -2,13 +2,14 @@
 
 import os
 
-os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import warnings
 
+import matplotlib
 from jaxtyping import install_import_hook
 
+matplotlib.use("Agg")  # here alone: the notebooks' kernels keep their own
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what libraries say while being imported
     typed = ["model", "seeds", "losses", "supervision", "metrics", "evaluation"]  # the rooms of tensors

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def launch(config):
     return subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(vars(config))], stderr=subprocess.PIPE, text=True)
 
 
+def finish(child):
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+
+
 def manifest(config):
     return open_split(config, "train").manifest() + open_split(config, "val").manifest()
 
@@ -58,8 +64,7 @@ def assert_equal(a, b, where="checkpoint"):
 def finished(quick, workspace):
     """The quick run, full method, in a process of its own."""
     config = quick.replace(runs_dir=str(workspace / "whole"))
-    child = launch(config)
-    assert child.wait(timeout=300) == 0, child.stderr.read()
+    finish(launch(config))
     return config, RunFolder(config, manifest(config))
 
 
@@ -95,14 +100,13 @@ def test_resume_after_kill_9_is_bit_exact(finished, quick, workspace):
     folder = RunFolder(config, manifest(config))
     child = launch(config)
     while len(read_rows(folder.metrics)) < 25:  # past the checkpoint of iteration 20, into the next ten
-        assert child.poll() is None, child.stderr.read()
+        assert child.poll() is None, child.communicate()
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    child.communicate()
     assert load_checkpoint(folder.checkpoint)["step"] == 20
     assert not folder.done.exists()
-    again = launch(config)
-    assert again.wait(timeout=300) == 0, again.stderr.read()
+    finish(launch(config))
     _, whole = finished
     assert json.loads((folder.path / "run.json").read_text())["resumed_at"] == 20
     one, other = load_checkpoint(whole.checkpoint), load_checkpoint(folder.checkpoint)
@@ -154,18 +158,6 @@ def first_batch(config):
     return next(iter(make_loader(crops, StepSampler(len(split), config), 0)))
 
 
-class Counted(torch.nn.Module):
-    """A network that counts its passes, and those of its decoder."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.passes, self.decoded = network, 0, 0
-
-    def forward(self, image, segmentation=True, affinity=False):
-        self.passes, self.decoded = self.passes + 1, self.decoded + segmentation
-        return self.network(image, segmentation, affinity)
-
-
 @pytest.mark.parametrize(
     ("changes", "passes", "decoded"),
     [
@@ -179,9 +171,11 @@ class Counted(torch.nn.Module):
 )
 def test_only_what_a_step_uses_is_computed(quick, changes, passes, decoded):
     config = quick.replace(**changes)
-    network = Counted(DualBranchNetwork(config, 6))
+    network, count = DualBranchNetwork(config, 6), Counter()
+    network.register_forward_hook(lambda *_: count.update(["passes"]))
+    network.segmentation.register_forward_hook(lambda *_: count.update(["decoded"]))
     targets = make_pseudo_labels(network, first_batch(config), config, active(config, 39))
-    assert (network.passes, network.decoded) == (passes, decoded)
+    assert (count["passes"], count["decoded"]) == (passes, decoded)
     assert (targets.y_c is None) == (changes["supervision"] in ("none", "s2c"))
     assert (targets.y_s is None) == (changes["supervision"] not in ("s2c", "both"))
 
