@@ -62,12 +62,17 @@ class RunFolder:
         self.path = resolve(config.runs_dir) / self.run_id
         self.done, self.checkpoint = self.path / "DONE", self.path / "checkpoint.pt"
         self.metrics = self.path / "metrics.jsonl"
+        self.writer = None  # of TensorBoard events, if asked for
 
     def start(self, config: RunConfig, manifest: str, class_names: tuple[str, ...], device: torch.device) -> None:
         """Make the folder and write run.json. Errors: ``OSError`` if it cannot be written."""
         self.path.mkdir(parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest}
         self.update({**facts, "classes": list(class_names), **provenance(device)})
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.path / "tensorboard")
 
     def update(self, facts: dict[str, Any]) -> None:
         """Merge ``facts`` into run.json."""
@@ -76,9 +81,11 @@ class RunFolder:
         write_text(path, json.dumps({**known, **facts}, indent=1) + "\n")
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one row to metrics.jsonl."""
+        """Append one row, with its step and kind (train | val), to metrics.jsonl."""
         with open(self.metrics, "a") as file:
             file.write(json.dumps(row) + "\n")
+        for name in (row.keys() - {"step", "kind"}) if self.writer else ():
+            self.writer.add_scalar(f"{row['kind']}/{name}", row[name], row["step"])
 
     def rewind(self, step: int) -> None:
         """Drop logged rows after iteration ``step``: they will be logged again."""

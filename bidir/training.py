@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from bidir.config import ConfigError, RunConfig
@@ -41,63 +43,28 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     sizes = check_data(train, val, config, progress)
 
     torch.manual_seed(config.seed)
-    np.random.seed(config.seed)  # nothing here draws from it; libraries might
-    network = DualBranchNetwork(config, len(train.class_names)).to(
-        accelerator.device, memory_format=torch.channels_last
-    )
+    network = DualBranchNetwork(config, len(train.class_names))
+    network = network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
     model, optimizer = accelerator.prepare(network, optimizer)
-    start = 0
-    if folder.checkpoint.is_file():
-        start = resume(folder, network, optimizer)
+    start = resume(folder, network, optimizer) if folder.checkpoint.is_file() else 0
     sampler = StepSampler(len(train), config, start, accelerator.process_index, accelerator.num_processes)
     crops = TrainingCrops(train, config, masks=config.supervision == "full")
     loader = make_loader(crops, sampler, config.num_workers)
     if accelerator.is_main_process:
         folder.start(config, manifest, train.class_names, accelerator.device)
-    writer = _tensorboard(folder.path) if config.tensorboard and accelerator.is_main_process else None
 
-    def log(row: dict) -> None:
-        if accelerator.is_main_process:
-            folder.log(row)
-            for name, value in row.items():
-                if writer and name not in ("step", "kind"):
-                    writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+    def validate() -> dict[str, float]:
+        scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress=False)
+        return {name: round(value, 5) for name, value in mean_scores(scores).items()}
 
-    began, model_in_train = time.perf_counter(), model.train()
-    bar = tqdm(loader, config.supervision, config.iterations, initial=start, disable=not progress, mininterval=2)
-    for step, batch in enumerate(bar, start):
-        batch = batch.to(accelerator.device)
-        batch.image = batch.image.contiguous(memory_format=torch.channels_last)
-        on = active(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(config, step)
+    def save(step: int) -> None:
+        save_state(folder.checkpoint, network, optimizer, step, config, train.class_names)
 
-        with accelerator.autocast():
-            targets = make_pseudo_labels(network, batch, config, on)
-            outputs = model_in_train(batch.image, segmentation=on.c2s or on.full, affinity=on.aff)
-        terms = loss_terms(outputs, batch, targets, config)
-        loss = total_loss(terms, config)
-
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        limit = config.grad_clip or float("inf")
-        norm = accelerator.clip_grad_norm_(network.parameters(), limit)
-        optimizer.step()
-
-        done = step + 1
-        if done % config.log_every == 0 or done == config.iterations:
-            row = {name: round(term.item(), 6) for name, term in terms.items()}
-            log({"step": done, "kind": "train", "loss": round(loss.item(), 6), **row,
-                 "grad_norm": round(float(norm), 4), "lr": learning_rate(config, step)})  # fmt: skip
-            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
-        if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
-            scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress=False)
-            log({"step": done, "kind": "val", **{k: round(v, 5) for k, v in mean_scores(scores).items()}})
-        if (done % config.checkpoint_every == 0 or done == config.iterations) and accelerator.is_main_process:
-            save_state(folder.checkpoint, network, optimizer, done, config, train.class_names)
-
+    began = time.perf_counter()
+    loop(config, accelerator, network, model, optimizer, loader, start, folder.log, validate, save, progress)
     seconds = time.perf_counter() - began
+
     if accelerator.is_main_process:
         scores = evaluate(network, val, sizes, config, progress=progress)
         folder.finish(scores, {
@@ -108,6 +75,53 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
         })  # fmt: skip
     accelerator.wait_for_everyone()
     return folder.path
+
+
+def loop(
+    config: RunConfig,
+    accelerator: Accelerator,
+    network: DualBranchNetwork,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    start: int,
+    log: Callable[[dict], None],
+    validate: Callable[[], dict[str, float]],
+    save: Callable[[int], None],
+    progress: bool,
+) -> None:
+    """The iterations ``start`` .. ``config.iterations``. ``model`` is ``network``, or its wrapper for many GPUs."""
+    model.train()
+    bar = tqdm(loader, config.supervision, config.iterations, initial=start, disable=not progress, mininterval=2)
+    for step, batch in enumerate(bar, start):
+        batch = batch.to(accelerator.device)
+        on = active(config, step)
+        rate = learning_rate(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["factor"] * rate
+
+        with accelerator.autocast():
+            targets = make_pseudo_labels(network, batch, config, on)
+            outputs = model(batch.image, segmentation=on.c2s or on.full, affinity=on.aff)
+        terms = loss_terms(outputs, batch, targets, config)
+        loss = total_loss(terms, config)
+
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
+        optimizer.step()
+
+        done = step + 1
+        last = done == config.iterations
+        if accelerator.is_main_process and (done % config.log_every == 0 or last):
+            row = {name: round(term.item(), 6) for name, term in terms.items()}
+            log({"step": done, "kind": "train", "loss": round(loss.item(), 6), **row,
+                 "grad_norm": round(float(norm), 4), "lr": rate})  # fmt: skip
+            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
+        if accelerator.is_main_process and config.eval_every and done % config.eval_every == 0 and not last:
+            log({"step": done, "kind": "val", **validate()})
+        if accelerator.is_main_process and (done % config.checkpoint_every == 0 or last):
+            save(done)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -132,7 +146,14 @@ def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> n
     return val.check(masks=True, progress=progress)
 
 
-def save_state(path: Path, network: torch.nn.Module, optimizer, step: int, config: RunConfig, classes) -> None:
+def save_state(
+    path: Path,
+    network: DualBranchNetwork,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    config: RunConfig,
+    classes: tuple[str, ...],
+) -> None:
     """Everything that the next iteration depends on, as tensors and plain values."""
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -143,7 +164,7 @@ def save_state(path: Path, network: torch.nn.Module, optimizer, step: int, confi
     })  # fmt: skip
 
 
-def resume(folder: RunFolder, network: torch.nn.Module, optimizer) -> int:
+def resume(folder: RunFolder, network: DualBranchNetwork, optimizer: torch.optim.Optimizer) -> int:
     """Restore weights, optimiser, random state and logged rows; returns the iterations done."""
     state = load_checkpoint(folder.checkpoint)
     network.load_state_dict(state["model"])
@@ -162,9 +183,3 @@ def peak_memory_mib(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-
-def _tensorboard(path: Path):
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(path / "tensorboard")

@@ -56,6 +56,7 @@ class SegmentationBranch(nn.Module):
         self.predict = nn.Conv2d(WIDTH, num_classes + 1, 1)
 
     def forward(self, features: list[Tensor]) -> Float[Tensor, "B S h4 w4"]:
+        """Features f1..f4, each (B, dim, h, w), to logits at the resolution of f1."""
         size = features[0].shape[-2:]
         # as in the reference, the deepest level comes first in the concatenation
         weights = reversed(self.fuse.weight.split(WIDTH, dim=1))
