@@ -30,21 +30,30 @@ MAPS = {
 
 
 def predict_maps(
-    network: DualBranchNetwork, batch: Batch, config: RunConfig, protocol: str, names: set[str]
+    network: DualBranchNetwork,
+    batch: Batch,
+    config: RunConfig,
+    protocol: str,
+    names: set[str],
+    propagation: str | None = None,
 ) -> dict[str, Int[Tensor, "B H W"]]:
     """The maps in ``names`` for a batch of whole images, as class ids 0..C, 255 = ignored.
 
     ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
     use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``.
+    ``propagation`` replaces the configuration's, as early in training.
     """
+    propagation = propagation or config.propagation
     size, found = tuple(batch.image.shape[-2:]), {}
     scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
-    affinity = config.propagation == "afa" and bool(names & {"seed", "y_c"})
-    maps = multi_scale_maps(network, batch.image, batch.box, scales, affinity=affinity, flip=flip)
-    if names & {"seed", "y_c"}:
+    propagated = bool(names & {"seed", "y_c"})
+    segmentation = protocol == "raw" or (propagated and propagation == "bsp")
+    affinity = propagated and propagation == "afa"
+    maps = multi_scale_maps(network, batch.image, batch.box, scales, segmentation, affinity, flip)
+    if propagated:
         propagate = Propagator(maps, batch.image, batch.label, batch.box, config)
-        found |= {"y_c": propagate(config.propagation)} if "y_c" in names else {}
-        found |= {"seed": propagate(config.propagation, decided=True)} if "seed" in names else {}
+        found |= {"y_c": propagate(propagation)} if "y_c" in names else {}
+        found |= {"seed": propagate(propagation, decided=True)} if "seed" in names else {}
     found["cam"] = raw_seed(maps.cam, batch.label, config.threshold_cam, size)
     predicted = (maps.class_logits > 0).float()
     found["branch_c"] = raw_seed(maps.cam, predicted, config.threshold_cam, size)
@@ -82,11 +91,13 @@ def evaluate(
     wanted: dict[str, set[str]] | None = None,
     limit: int = 0,
     progress: bool = True,
+    propagation: str | None = None,
 ) -> pd.DataFrame:
     """Scores over a split: rows (protocol, map, class) with iou, precision, recall, coverage in 0..1.
 
     Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
-    ``limit`` > 0 takes that many images, evenly spaced. Nothing is kept but the confusion matrices.
+    ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in
+    ``predict_maps``. Nothing is kept but the confusion matrices.
     """
     wanted = wanted or {protocol: set(MAPS) for protocol in PROTOCOLS}
     if 0 < limit < len(split):
@@ -99,7 +110,8 @@ def evaluate(
     for batch in tqdm(loader, "evaluate", disable=not progress, leave=False, mininterval=1):
         batch = batch.to(device)
         for protocol, names in wanted.items():
-            for name, prediction in predict_maps(network, batch, config, protocol, names).items():
+            predictions = predict_maps(network, batch, config, protocol, names, propagation)
+            for name, prediction in predictions.items():
                 matrix = matrices.setdefault((protocol, name), ConfusionMatrix(len(split.class_names)))
                 matrix.update(nearest(prediction, tuple(batch.mask.shape[-2:])), batch.mask)
     tables = [

@@ -23,7 +23,7 @@ from bidir.runs import RunFolder, load_checkpoint, save_checkpoint
 from bidir.schedule import active, learning_rate
 from bidir.supervision import loss_terms, make_pseudo_labels, total_loss
 
-WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "y_c"}}  # maps validated on the way
+WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "seed", "y_c"}}  # maps validated on the way
 
 
 def fit(config: RunConfig, progress: bool = True) -> Path:
@@ -54,8 +54,8 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     if accelerator.is_main_process:
         folder.start(config, manifest, train.class_names, accelerator.device)
 
-    def validate() -> dict[str, float]:
-        scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, progress=False)
+    def validate(propagation: str) -> dict[str, float]:
+        scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, False, propagation)
         return {name: round(value, 5) for name, value in mean_scores(scores).items()}
 
     def save(step: int) -> None:
@@ -86,7 +86,7 @@ def loop(
     loader: DataLoader,
     start: int,
     log: Callable[[dict], None],
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[str], dict[str, float]],
     save: Callable[[int], None],
     progress: bool,
 ) -> None:
@@ -119,7 +119,7 @@ def loop(
                  "grad_norm": round(float(norm), 4), "lr": rate})  # fmt: skip
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
         if accelerator.is_main_process and config.eval_every and done % config.eval_every == 0 and not last:
-            log({"step": done, "kind": "val", **validate()})
+            log({"step": done, "kind": "val", **validate(on.propagation)})
         if accelerator.is_main_process and (done % config.checkpoint_every == 0 or last):
             save(done)
 

@@ -161,8 +161,9 @@ def test_object_aware_decoding_multiplies_features_by_the_object_map(quick):
     network = DualBranchNetwork(quick, 3).eval()
     image = torch.rand(1, 3, 64, 64) * 255
     features, _ = network.encoder(image)
-    objects = network.classification(features[-1])[1].sigmoid().amax(1, keepdim=True)
-    gated = [f * F.interpolate(objects, f.shape[-2:], mode="bilinear", align_corners=False) for f in features]
+    cam = network.classification(features[-1])[1]
+    maps = [F.interpolate(cam, f.shape[-2:], mode="bilinear", align_corners=False).sigmoid() for f in features]
+    gated = [f * m.max(1, keepdim=True).values for f, m in zip(features, maps, strict=True)]
     torch.testing.assert_close(network(image).segmentation_logits, network.segmentation(gated))
     network.object_aware_decoding = False
     torch.testing.assert_close(network(image).segmentation_logits, network.segmentation(features))
@@ -179,6 +180,7 @@ def test_parameter_groups_hold_every_parameter_once(quick):
     groups = network.parameter_groups(quick)
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
+    assert not any(p.requires_grad for p in groups[1]["params"])
     assert [(g["name"], g["factor"]) for g in groups] == [
         ("encoder", 1.0), ("norm", 0.0), ("branch_c", 10.0), ("branch_s", 10.0)
     ]  # fmt: skip

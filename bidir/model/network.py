@@ -90,14 +90,15 @@ class DualBranchNetwork(nn.Module):
         self.affinity = AffinityHead(channels) if channels else None
         self.object_aware_decoding = config.object_aware_decoding
         self.norm_frozen = config.encoder_norm == "frozen"
+        for parameter in self._norm_parameters():
+            parameter.requires_grad_(not self.norm_frozen)  # so that they take no part in gradient clipping
 
     def forward(self, image: Float[Tensor, "B 3 H W"], segmentation: bool = True, affinity: bool = False) -> Outputs:
         """image: RGB in 0..255. What is not asked for is not computed and stays None."""
         features, attention = self.encoder(image, attention=affinity and self.affinity is not None)
         class_logits, cam_logits = self.classification(features[-1])
         if segmentation and self.object_aware_decoding:
-            objects = cam_logits.detach().sigmoid().amax(1, keepdim=True)
-            features = [feature * resize(objects, feature.shape[-2:]) for feature in features]
+            features = [feature * object_map(cam_logits, feature.shape[-2:]) for feature in features]
         segmentation_logits = self.segmentation(features) if segmentation else None
         relation = None if attention is None else self.affinity(attention)
         return Outputs(class_logits, cam_logits, segmentation_logits, relation)
@@ -111,9 +112,12 @@ class DualBranchNetwork(nn.Module):
                     module.eval()
         return self
 
+    def _norm_parameters(self) -> list[nn.Parameter]:
+        return [p for m in self.encoder.modules() if isinstance(m, NORMS) for p in m.parameters()]
+
     def parameter_groups(self, config: RunConfig) -> list[dict]:
         """AdamW's four groups: encoder, its norms, Branch-C (with affinity head), Branch-S."""
-        norms = [p for m in self.encoder.modules() if isinstance(m, NORMS) for p in m.parameters()]
+        norms = self._norm_parameters()
         known = {id(p) for p in norms}
         body = [p for p in self.encoder.parameters() if id(p) not in known]
         head_c = [*self.classification.parameters(), *(self.affinity.parameters() if self.affinity else ())]
@@ -124,6 +128,11 @@ class DualBranchNetwork(nn.Module):
             {"name": "branch_c", "params": head_c, **heads},
             {"name": "branch_s", "params": list(self.segmentation.parameters()), **heads},
         ]
+
+
+def object_map(cam_logits: Float[Tensor, "B C h w"], size: torch.Size) -> Float[Tensor, "B 1 H W"]:
+    """How likely any class is at each position: P_c, detached and resized, sigmoid, maximum over classes."""
+    return resize(cam_logits.detach(), size).sigmoid().amax(1, keepdim=True)
 
 
 def resize(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
