@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class RunConfig:
     batch_size: int = 8  # images per step, over all processes together
     learning_rate: float = 0.0002  # AdamW, encoder
     head_lr_factor: float = 10.0  # both branches and the affinity head learn this much faster
-    weight_decay: float = 0.01  # AdamW, all but the norms
+    weight_decay: float = 0.01  # AdamW, all but the encoder's norms
     warmup_iterations: int = 50  # linear warm-up, then poly decay with power 1
     warmup_lr: float = 0.000001  # learning rate at iteration 0
     grad_clip: float = 10.0  # largest gradient norm; 0: no clipping
@@ -109,20 +110,18 @@ class RunConfig:
             raise ConfigError(f"preset = {preset!r}: choose one of {', '.join(PRESETS)}")
         names = [field.name for field in dataclasses.fields(cls)]
         for name in parameters:
-            if name not in names:
-                raise ConfigError(f"no parameter is called {name!r}{_closest(name, names)}")
+            _require_known(name, names)
         return cls(**{**PRESETS[preset], **parameters})
 
     @classmethod
     def from_namespace(cls, namespace: dict[str, Any], names_before: set[str]) -> RunConfig:
         """The configuration a notebook's parameters cells have defined.
 
-        ``names_before`` are the names known before those cells; every public name that appeared
-        since must be a parameter, so a misspelt papermill parameter is an error, not a default.
+        ``names_before`` are the names known before those cells. Errors: ``ConfigError``.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        new = {name for name in namespace if name not in names_before and not name.startswith("_")}
-        return cls.from_parameters({name: namespace[name] for name in new | (fields & set(namespace))})
+        fields = [field.name for field in dataclasses.fields(cls)]
+        reject_unknown(namespace, names_before, fields)
+        return cls.from_parameters({name: namespace[name] for name in fields if name in namespace})
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with some fields changed, checked again."""
@@ -140,6 +139,7 @@ class RunConfig:
         return f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
 
+LITERALS = (str, int, float, list, tuple, dict, type(None))
 MACHINE_FIELDS = frozenset("data_root runs_dir device num_workers tensorboard checkpoint_every".split())
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -160,7 +160,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_max": 2.0, "iterations": 20000, "batch_size": 4, "learning_rate": 6e-5,
         "warmup_iterations": 1500, "lambda_aff": 0.1, "c2s_start": 2000, "s2c_start": 2000,
         "propagation_start": 4000, "eval_every": 2000, "eval_images": 0, "eval_size": 512,
-        "log_every": 50, "checkpoint_every": 1000, "num_workers": 4,
+        "log_every": 50, "checkpoint_every": 1000, "num_workers": 4, "grad_clip": 0.0,
     },
 }  # fmt: skip
 
@@ -183,7 +183,7 @@ AT_LEAST = {
     "head_lr_factor": 0, "weight_decay": 0, "warmup_iterations": 0, "warmup_lr": 0, "grad_clip": 0,
     "lambda_c2s": 0, "lambda_s2c": 0, "lambda_aff": 0, "c2s_start": 0, "s2c_start": 0,
     "propagation_start": 0, "eval_every": 0, "eval_images": 0, "eval_size": 0, "num_workers": 0,
-    "color_jitter": 0, "scenes_part_size": 0.1, "seed": 0, "scenes_seed": 0,
+    "scenes_part_size": 0.1, "seed": 0, "scenes_seed": 0,
 }  # fmt: skip
 
 
@@ -196,14 +196,25 @@ def resolve(path: str | Path) -> Path:
     """A path as given if absolute, else below the project (the nearest folder with notebooks/ and bidir/)."""
     here = Path.cwd()
     roots = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "bidir").is_dir())
-    return Path(path).expanduser() if Path(path).is_absolute() else next(roots, here) / path
+    return next(roots, here) / Path(path).expanduser()
 
 
-def _closest(name: str, names: list[str]) -> str:
-    import difflib
+def reject_unknown(namespace: dict[str, Any], names_before: set[str], parameters: list[str]) -> None:
+    """Raise ``ConfigError`` if a literal has appeared in a notebook that is none of its ``parameters``.
 
-    match = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {match[0]!r}?" if match else "; see the parameters cell of 10_train"
+    A misspelt papermill parameter is then an error, not a default in use. Objects (figures, tables)
+    are left alone, so cells may be run again by hand.
+    """
+    for name, value in namespace.items():
+        if name not in names_before and not name.startswith("_") and isinstance(value, LITERALS):
+            _require_known(name, parameters)
+
+
+def _require_known(name: str, names: list[str]) -> None:
+    if name not in names:
+        match = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {match[0]!r}?" if match else f"; there are {', '.join(names)}"
+        raise ConfigError(f"no parameter is called {name!r}{hint}")
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
@@ -233,7 +244,7 @@ def _check_values(config: RunConfig) -> None:
     for name, least in AT_LEAST.items():
         if not getattr(config, name) >= least:  # also catches NaN
             raise ConfigError(f"{name} = {getattr(config, name)!r}: needs to be at least {least}")
-    for name in ("scenes_similarity", "scenes_context", "holdout"):
+    for name in ("scenes_similarity", "scenes_context", "holdout", "color_jitter"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name} = {getattr(config, name)!r}: needs to lie in 0..1")
     if config.scale_max < config.scale_min:
@@ -243,6 +254,13 @@ def _check_values(config: RunConfig) -> None:
     for name in ("seed_scales", "eval_scales"):
         if 1.0 not in getattr(config, name) or min(getattr(config, name)) <= 0:
             raise ConfigError(f"{name} = {getattr(config, name)}: needs positive scales, 1.0 among them")
+    if config.propagation == "afa" and has_attention(config.encoder) and config.lambda_aff == 0:
+        raise ConfigError("propagation = 'afa' walks over the affinity, which lambda_aff = 0 leaves untrained; set 0.1")
+    smallest = config.crop_size * min(config.seed_scales)
+    if has_attention(config.encoder) and smallest < 32:
+        raise ConfigError(
+            f"crop_size = {config.crop_size} is {smallest:.0f} px at the smallest of seed_scales; mit_* needs 32"
+        )
     if not has_attention(config.encoder):
         for name, used in (("propagation", config.propagation == "afa"), ("lambda_aff", config.lambda_aff > 0)):
             if used:

@@ -19,6 +19,7 @@ from bidir.seeds.propagation import Propagator, raw_seed, segmentation_pseudo_la
 from bidir.supervision import nearest
 
 PROTOCOLS = ("raw", "ms")  # one pass as it is | several scales, each with its flip
+COLUMNS = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
 MAPS = {
     "cam": "raw CAM of the classes present",
     "seed": "propagated CAM, no pixel ignored",
@@ -118,8 +119,7 @@ def evaluate(
         matrix.table(split.class_names).assign(protocol=protocol, map=name, images=len(split))
         for (protocol, name), matrix in sorted(matrices.items())
     ]
-    columns = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
-    return pd.concat(tables, ignore_index=True)[columns]
+    return pd.concat(tables, ignore_index=True)[COLUMNS]
 
 
 def mean_scores(table: pd.DataFrame) -> dict[str, float]:

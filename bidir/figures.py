@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bidir.config import RunConfig
 from bidir.data import Split, open_split
 from bidir.data.loader import TrainingCrops, WholeImages, collate
 from bidir.evaluation import predict_maps
+from bidir.files import write_bytes, write_text
 from bidir.overlay import draw_overlay
 from bidir.runs import load_network, read_rows
 from bidir.supervision import nearest
@@ -33,12 +35,13 @@ def use_style() -> None:
 
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame | None = None) -> None:
-    """Write ``stem`` as PNG, PDF and SVG, and the plotted numbers as CSV."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".pdf", ".svg"):
-        figure.savefig(stem.with_suffix(suffix))
+    """Write ``stem`` as PNG, PDF and SVG, and the plotted numbers as CSV; each atomic."""
+    for kind in ("png", "pdf", "svg"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind)
+        write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
     if data is not None:
-        data.to_csv(stem.with_suffix(".csv"), index=False)
+        write_text(stem.with_suffix(".csv"), data.to_csv(index=False))
 
 
 def plot_samples(config: RunConfig, count: int = 8) -> Figure:
@@ -118,7 +121,8 @@ def plot_qualitative(
         split = open_split(config.replace(**where), "val")
         if not columns:
             columns = [("image", {i: split.read_image(i) for i in images})]
-            columns.append(("mask", {i: _overlay(split, i, split.read_mask(i)) for i in images}))
+            if split.masks:
+                columns.append(("mask", {i: _overlay(split, i, split.read_mask(i)) for i in images}))
         found = {(p, m): {} for p, m in maps}
         for i in images:
             batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])

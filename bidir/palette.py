@@ -25,6 +25,11 @@ def save_palette_png(mask: np.ndarray, path: Path) -> None:
     """Write a mask (H, W) uint8 as palette PNG, as VOC's masks are; atomic."""
     image = Image.fromarray(mask)
     image.putpalette(voc_palette().tobytes())
+    save_png(image, path)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG; atomic."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())

@@ -18,10 +18,11 @@ from bidir.evaluation import MAPS, PROTOCOLS, predict_maps
 from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.overlay import draw_overlay
-from bidir.palette import save_palette_png
+from bidir.palette import save_palette_png, save_png
 from bidir.runs import load_network
 from bidir.supervision import nearest
 
+LABELLED_MAPS = ("cam", "seed", "y_c")  # made for given image labels; the others see the image alone
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -38,11 +39,15 @@ def predict(
 
     Args: ``images`` a file, a folder or a list; ``labels`` by file stem, for all images or none;
     ``map`` one of ``MAPS``. ``cam``, ``seed`` and ``y_c`` are made for the image labels: those given,
-    else those that Branch-C predicts. Returns one row per image that says which, also written to
-    ``predictions.csv``. Errors: ``DataError``, ``WeightsError``, ``ConfigError``.
+    else those that Branch-C predicts; the other maps see the image alone. Returns one row per image
+    that says which, also written to ``predictions.csv``. Errors: ``DataError``, ``WeightsError``, ``ConfigError``.
     """
     network, config, class_names = load_network(checkpoint)
-    paths = _image_paths(images)
+    paths = image_paths(images)
+    if labels is not None and map not in LABELLED_MAPS:
+        raise ConfigError(f"map = {map!r} takes no labels; give them with map = {' | '.join(LABELLED_MAPS)}")
+    if Path(out_dir).resolve() in {path.parent.resolve() for path in paths}:
+        raise DataError(f"out_dir = {str(out_dir)!r} holds the images themselves; masks need a folder of their own")
     matrix = None if labels is None else _given_labels(paths, labels, class_names)
     known = np.zeros((len(paths), len(class_names)), bool) if matrix is None else matrix
     split = Split(class_names, tuple(paths), known, None, tuple(range(len(class_names) + 1)))
@@ -91,9 +96,9 @@ def _segment(
         name = split.names[index]
         save_palette_png(mask, out / f"{name}.png")
         if overlays:
-            Image.fromarray(draw_overlay(pixels, mask, split.class_names)).save(out / f"{name}_overlay.png")
+            save_png(Image.fromarray(draw_overlay(pixels, mask, split.class_names)), out / f"{name}_overlay.png")
         present = [c for c, there in zip(split.class_names, batch.label[0] > 0, strict=True) if there]
-        source = "given" if labels_given else "predicted"
+        source = "predicted" if not labels_given else "given" if map in LABELLED_MAPS else "not used"
         rows.append(
             {"image": name, "labels": " ".join(present), "labels_from": source, "map": map, "protocol": protocol}
         )
@@ -109,7 +114,8 @@ def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> torch.Tensor:
     return ((logits > 0) | (logits == logits.amax(1, keepdim=True))).float()
 
 
-def _image_paths(images: str | Path | list[Path]) -> list[Path]:
+def image_paths(images: str | Path | list[Path]) -> list[Path]:
+    """The image files that a file, a folder or a list names. Errors: ``DataError``."""
     if isinstance(images, (str, Path)):
         folder = Path(images)
         found = sorted(folder.iterdir()) if folder.is_dir() else [folder]

@@ -64,21 +64,31 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.writer = None  # of TensorBoard events, if asked for
 
-    def start(self, config: RunConfig, manifest: str, class_names: tuple[str, ...], device: torch.device) -> None:
-        """Make the folder and write run.json. Errors: ``OSError`` if it cannot be written."""
+    def start(
+        self, config: RunConfig, manifest: str, class_names: tuple[str, ...], device: torch.device, step: int
+    ) -> None:
+        """Make the folder, write run.json, drop rows logged after iteration ``step``: they will come again.
+
+        Errors: ``OSError`` if the folder cannot be written.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest}
         self.update({**facts, "classes": list(class_names), **provenance(device)})
+        rows = [row for row in read_rows(self.metrics) if row["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(self.path / "tensorboard")
+            self.writer = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says so far."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def update(self, facts: dict[str, Any]) -> None:
         """Merge ``facts`` into run.json."""
-        path = self.path / "run.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        write_text(path, json.dumps({**known, **facts}, indent=1) + "\n")
+        write_text(self.path / "run.json", json.dumps({**self.facts(), **facts}, indent=1) + "\n")
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row, with its step and kind (train | val), to metrics.jsonl."""
@@ -87,15 +97,12 @@ class RunFolder:
         for name in (row.keys() - {"step", "kind"}) if self.writer else ():
             self.writer.add_scalar(f"{row['kind']}/{name}", row[name], row["step"])
 
-    def rewind(self, step: int) -> None:
-        """Drop logged rows after iteration ``step``: they will be logged again."""
-        rows = [row for row in read_rows(self.metrics) if row["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
-
     def finish(self, per_class: pd.DataFrame, facts: dict[str, Any]) -> None:
         """Write the final scores, then DONE."""
         write_text(self.path / "per_class.csv", per_class.to_csv(index=False, float_format="%.6f"))
         self.update(facts)
+        if self.writer:
+            self.writer.close()
         write_text(self.done, "")
 
 

@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from bidir.config import ConfigError, RunConfig
 from bidir.data import DataError, Split, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
-from bidir.evaluation import evaluate, mean_scores
+from bidir.evaluation import COLUMNS, evaluate, mean_scores
 from bidir.model.network import DualBranchNetwork
 from bidir.runs import RunFolder, load_checkpoint, save_checkpoint
 from bidir.schedule import active, learning_rate
@@ -41,37 +43,44 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     if folder.done.is_file():
         return folder.path
     sizes = check_data(train, val, config, progress)
+    scored = val.masks is not None  # without masks there is training, but nothing to score
 
     torch.manual_seed(config.seed)
     network = DualBranchNetwork(config, len(train.class_names))
     network = network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
     model, optimizer = accelerator.prepare(network, optimizer)
-    start = resume(folder, network, optimizer) if folder.checkpoint.is_file() else 0
+    torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+    start = resume(folder, network, optimizer, accelerator) if folder.checkpoint.is_file() else 0
     sampler = StepSampler(len(train), config, start, accelerator.process_index, accelerator.num_processes)
     crops = TrainingCrops(train, config, masks=config.supervision == "full")
     loader = make_loader(crops, sampler, config.num_workers)
     if accelerator.is_main_process:
-        folder.start(config, manifest, train.class_names, accelerator.device)
+        folder.start(config, manifest, train.class_names, accelerator.device, start)
 
     def validate(propagation: str) -> dict[str, float]:
+        if not scored:
+            return {}
         scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, False, propagation)
         return {name: round(value, 5) for name, value in mean_scores(scores).items()}
 
     def save(step: int) -> None:
-        save_state(folder.checkpoint, network, optimizer, step, config, train.class_names)
+        save_state(folder.checkpoint, network, optimizer, accelerator, step, config, train.class_names)
+        folder.update({"seconds": round(time.perf_counter() - began, 1)})
 
-    began = time.perf_counter()
+    began = time.perf_counter() - (folder.facts().get("seconds", 0) if start else 0)
     loop(config, accelerator, network, model, optimizer, loader, start, folder.log, validate, save, progress)
     seconds = time.perf_counter() - began
 
     if accelerator.is_main_process:
-        scores = evaluate(network, val, sizes, config, progress=progress)
+        empty = pd.DataFrame(columns=COLUMNS)
+        scores = evaluate(network, val, sizes, config, progress=progress) if scored else empty
+        part = "holdout of train" if config.holdout else config.val_list
         folder.finish(scores, {
-            "results": mean_scores(scores), "evaluated_on": "holdout of train" if config.holdout else config.val_list,
-            "train_images": len(train), "val_images": len(val),
-            "seconds": round(seconds, 1), "seconds_per_step": round(seconds / max(1, config.iterations - start), 4),
-            "resumed_at": start, "peak_memory_mib": peak_memory_mib(accelerator.device),
+            "results": mean_scores(scores), "evaluated_on": part if scored else "nothing: no masks",
+            "train_images": len(train), "val_images": len(val), "seconds": round(seconds, 1),
+            "seconds_per_step": round(seconds / config.iterations, 4), "resumed_at": start,
+            "peak_memory_mib": peak_memory_mib(accelerator.device),
         })  # fmt: skip
     accelerator.wait_for_everyone()
     return folder.path
@@ -109,6 +118,8 @@ def loop(
         optimizer.zero_grad()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
+        if not torch.isfinite(norm) and config.mixed_precision != "fp16":  # fp16 skips such steps itself
+            raise FloatingPointError(f"the gradient of {' + '.join(terms)} is not finite; lower learning_rate")
         optimizer.step()
 
         done = step + 1
@@ -128,8 +139,16 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """The device, precision and processes of the run. Errors: ``ConfigError`` if there is no GPU to use."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
+    if config.tensorboard and not find_spec("tensorboard"):
+        raise ConfigError("tensorboard = True, but it is not installed: pip install 'bidir[tensorboard]'")
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # which branch runs depends on the step
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
+    try:
+        return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
+    except ValueError as error:  # accelerate keeps device and precision for the life of a process
+        raise ConfigError(
+            f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here; "
+            f"if an earlier run of this process used others, restart the kernel ({error})"
+        ) from error
 
 
 def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
@@ -137,19 +156,22 @@ def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> n
 
     Errors: ``DataError``, also if every crop would be larger than the image it is cut from.
     """
+    if train.class_names != val.class_names:
+        raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
     longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
     if config.crop_size > longest:
         raise DataError(
             f"crop_size = {config.crop_size} is larger than every image, even at scale_max ({longest:.0f} px); "
             f"set crop_size to at most {int(longest)}"
         )
-    return val.check(masks=True, progress=progress)
+    return val.check(masks=val.masks is not None, progress=progress)
 
 
 def save_state(
     path: Path,
     network: DualBranchNetwork,
     optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
     step: int,
     config: RunConfig,
     classes: tuple[str, ...],
@@ -160,19 +182,23 @@ def save_state(
         rng["cuda"] = torch.cuda.get_rng_state()
     save_checkpoint(path, {
         "model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "rng": rng,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
         "config": json.dumps(asdict(config)), "classes": list(classes),
     })  # fmt: skip
 
 
-def resume(folder: RunFolder, network: DualBranchNetwork, optimizer: torch.optim.Optimizer) -> int:
-    """Restore weights, optimiser, random state and logged rows; returns the iterations done."""
+def resume(
+    folder: RunFolder, network: DualBranchNetwork, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> int:
+    """Restore weights, optimiser, loss scale and random state; returns the iterations done."""
     state = load_checkpoint(folder.checkpoint)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"]["cpu"])
     if "cuda" in state["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng"]["cuda"])
-    folder.rewind(state["step"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
     return state["step"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bidir.cli import parse_parameters
-from bidir.config import PRESETS, ConfigError, RunConfig
+from bidir.config import PRESETS, ConfigError, RunConfig, resolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +39,7 @@ def test_presets_are_valid(preset):
         ("scale_max", 0.2, "below scale_min"),
         ("threshold_low", 0.9, "above threshold_high"),
         ("seed_scales", [0.5], "1.0 among them"),
+        ("color_jitter", 1.5, "0..1"),
         ("classes", [1], "every entry needs to be a str"),
         ("lamda_c2s", 0.5, "did you mean 'lambda_c2s'"),
     ],
@@ -61,6 +62,21 @@ def test_unknown_preset():
         RunConfig.from_parameters({}, "imagenet")
 
 
+def test_transformers_need_a_trained_affinity_and_a_large_enough_crop():
+    with pytest.raises(ConfigError, match="lambda_aff = 0 leaves untrained"):
+        RunConfig(encoder="mit_b0", propagation="afa")
+    with pytest.raises(ConfigError, match="24 px at the smallest of seed_scales"):
+        RunConfig(encoder="mit_b0", crop_size=48)
+
+
+def test_paths_resolve_below_the_project_and_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert resolve("results/runs") == ROOT / "results" / "runs"
+    assert resolve("~/VOC") == tmp_path / "VOC"
+    assert resolve("/data") == Path("/data")
+
+
 def test_int_passes_for_float_and_list_for_tuple():
     config = RunConfig.from_parameters({"learning_rate": 1, "seed_scales": [1, 2.0]})
     assert config.learning_rate == 1.0
@@ -72,6 +88,8 @@ def test_namespace_rejects_names_that_are_no_parameter():
     assert RunConfig.from_namespace({"known": 1, "seed": 3, "_i1": ""}, before).seed == 3
     with pytest.raises(ConfigError, match="did you mean 'seed'"):
         RunConfig.from_namespace({"known": 1, "sed": 3}, before)
+    again = {"known": 1, "seed": 4, "config": RunConfig(), "run": Path()}  # cells run a second time by hand
+    assert RunConfig.from_namespace(again, before).seed == 4
 
 
 def test_run_id_depends_on_what_is_computed_and_not_on_the_machine():

@@ -75,6 +75,13 @@ def test_folder_reads_the_csv(tmp_path):
     assert split.class_names == ("ant", "zebra")
     assert split.labels.tolist() == [[True, True]]
     assert open_split(config, "val").read_image(0).shape == (40, 40, 3)
+    assert open_split(config, "val").class_names == ("ant", "zebra")  # also where val holds no zebra
+    with pytest.raises(ConfigError, match="part = 'test'"):
+        open_split(config, "test")
+    twins = pd.DataFrame({"file": ["x.png", "a/x.png"], "labels": ["ant", "ant"], "split": ["train", "train"]})
+    twins.to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(DataError, match="a second image is called 'x'"):
+        open_split(config, "train")
     table.drop(columns="split").to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(DataError, match="set holdout"):
         open_split(config, "val")
@@ -136,6 +143,9 @@ def colour_mask(root):
         (shrink_mask, {}, "mask of (25, 20) pixels for an image of (50, 40)"),
         (unknown_id, {}, "unknown ids [77]"),
         (colour_mask, {}, "a mask needs one channel"),
+        (unknown_id, {"label_source": "masks"}, "b.png: unknown ids [77]; known: 0..20"),
+        (lambda root: (root / "SegmentationClass/b.png").unlink(), {"label_source": "masks"}, "b.png: the mask cannot"),
+        (lambda root: (root / "SegmentationClass/b.png").unlink(), {}, "b.png: the mask cannot be read"),
         (lambda root: None, {"crop_size": 101}, "crop_size = 101 is larger than every image, even at scale_max (75 "),
     ],
 )  # fmt: skip

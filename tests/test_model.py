@@ -99,6 +99,11 @@ def test_weights_with_a_pickle_payload_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="refused"):
         load_encoder_weights(torch.nn.Identity(), "mit_b0", str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    torch.save(torch.zeros(3), tmp_path / "bare.pth")
+    for name, message in (("cut.safetensors", "refused"), ("bare.pth", "no state dict"), ("none.pth", "no such file")):
+        with pytest.raises(WeightsError, match=message):
+            load_encoder_weights(torch.nn.Identity(), "mit_b0", str(tmp_path / name))
 
 
 def test_offline_imagenet_weights_know_what_a_number_is(quick):

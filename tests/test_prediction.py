@@ -112,6 +112,11 @@ def test_given_labels_bound_the_seed(run, photos):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        (
+            {"labels": {"one": ["lion"], "two": ["ram"]}, "map": "branch_s"},
+            ConfigError,
+            "map = 'branch_s' takes no labels",
+        ),
         ({"labels": {"one": ["lion"]}}, DataError, "no labels given for image 'two'"),
         ({"labels": {"one": ["lion"], "two": ["cow"]}}, DataError, "label 'cow'; the model knows hare"),
         ({"map": "saliency"}, ConfigError, "map = 'saliency'"),
@@ -121,10 +126,16 @@ def test_given_labels_bound_the_seed(run, photos):
 )
 def test_predict_names_what_is_wrong(run, photos, arguments, error, message):
     _, path = run
-    given = {"images": photos, **arguments}
+    given = {"images": photos, "map": "seed", **arguments}
     with pytest.raises(error, match=message):
         predict(path / "checkpoint.pt", out_dir=photos / "out", **given)
     assert not (photos / "out").exists()
+
+
+def test_predict_does_not_write_over_its_images(run, photos):
+    _, path = run
+    with pytest.raises(DataError, match="holds the images themselves"):
+        predict(path / "checkpoint.pt", photos, photos)
 
 
 def test_predict_refuses_names_that_would_overwrite(run, photos):

@@ -1,5 +1,6 @@
 """The loop: what is on when, what a step costs, resuming after kill -9, and how a run can fail."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,11 +11,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from bidir.config import ConfigError
-from bidir.data import open_split
+from bidir.data import DataError, open_split
 from bidir.data.loader import Batch, StepSampler, TrainingCrops, make_loader
 from bidir.files import write_bytes
 from bidir.model.network import DualBranchNetwork
@@ -22,7 +25,7 @@ from bidir.model.weights import WeightsError
 from bidir.runs import RunFolder, load_checkpoint, load_network, load_runs, read_rows, save_checkpoint
 from bidir.schedule import active, learning_rate
 from bidir.supervision import loss_terms, make_pseudo_labels, total_loss
-from bidir.training import fit
+from bidir.training import check_data, fit
 
 CHILD = """
 import json, sys, torch
@@ -114,6 +117,34 @@ def test_resume_after_kill_9_is_bit_exact(finished, quick, workspace):
     assert_equal(one, other)
     assert whole.metrics.read_text() == folder.metrics.read_text()
     assert (whole.path / "per_class.csv").read_text() == (folder.path / "per_class.csv").read_text()
+
+
+def test_a_run_killed_before_its_first_checkpoint_logs_each_row_once(quick, tmp_path):
+    config = quick.replace(runs_dir=str(tmp_path), supervision="none", iterations=3, eval_every=0)
+    folder = RunFolder(config, manifest(config))
+    folder.path.mkdir(parents=True)
+    folder.metrics.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
+    fit(config, progress=False)
+    assert [row["step"] for row in read_rows(folder.metrics)] == [1, 2, 3]
+
+
+def test_a_dataset_without_masks_trains_and_says_that_nothing_was_scored(quick, tmp_path):
+    source = open_split(quick, "train")
+    images = [str(path) for path in source.images[:6]]
+    labels = [" ".join(np.array(source.class_names)[row]) for row in source.labels[:6]]
+    table = pd.DataFrame({"file": images, "labels": labels, "split": ["train"] * 4 + ["val"] * 2})
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    own = {"dataset": "folder", "data_root": str(tmp_path), "classes": source.class_names, "iterations": 3}
+    path = fit(quick.replace(**own, runs_dir=str(tmp_path / "runs")), progress=False)
+    facts = json.loads((path / "run.json").read_text())
+    assert facts["evaluated_on"] == "nothing: no masks"
+    assert pd.read_csv(path / "per_class.csv").empty
+
+
+def test_classes_of_both_parts_must_agree(quick):
+    train = open_split(quick, "train")
+    with pytest.raises(DataError, match="differ; set classes"):
+        check_data(train, dataclasses.replace(train, class_names=train.class_names[::-1]), quick, progress=False)
 
 
 def test_a_cut_row_is_dropped(tmp_path):
@@ -211,7 +242,7 @@ def test_a_nan_names_its_term(quick):
 
 def test_a_nan_stops_the_run(quick, tmp_path):
     config = quick.replace(runs_dir=str(tmp_path), learning_rate=1e30, grad_clip=0, warmup_iterations=0)
-    with pytest.raises(FloatingPointError, match="cls = nan"):
+    with pytest.raises(FloatingPointError, match="is not finite"):
         fit(config, progress=False)
     assert not list(tmp_path.glob("*/DONE"))
 

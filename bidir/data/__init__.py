@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bidir.config import RunConfig
+from bidir.config import ConfigError, RunConfig
 from bidir.data.scenes import prepare_scenes
 from bidir.data.split import IGNORE, DataError, Split
 from bidir.data.voc import read_folder, read_voc
@@ -18,6 +18,8 @@ def open_split(config: RunConfig, part: str) -> Split:
     With ``holdout`` above 0 a fixed random fraction of the training list becomes ``val`` and is
     left out of ``train``, so that settings can be tuned without touching the validation list.
     """
+    if part not in ("train", "val"):
+        raise ConfigError(f"part = {part!r}: choose train or val")
     name = config.train_list if part == "train" or config.holdout else config.val_list
     if config.dataset == "folder":
         split = read_folder(config, name)

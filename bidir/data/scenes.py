@@ -64,7 +64,7 @@ def render_scene(config: RunConfig, index: int) -> tuple[np.ndarray, np.ndarray]
 def prepare_scenes(config: RunConfig) -> Path:
     """The folder of the generated dataset, written once per setting of its knobs.
 
-    Errors: ``DataError`` if a folder of that name holds something else or a file has changed size.
+    Errors: ``DataError`` if the folder is there but was not finished.
     """
     knobs = {k: v for k, v in config.identity().items() if k.startswith("scenes_")}
     key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]

@@ -76,8 +76,10 @@ class Split:
                 mask, size = np.array(image), photo.size
         except OSError as error:
             raise DataError(f"{path}: the mask cannot be read ({error})") from error
-        if mask.ndim != 2:
-            raise DataError(f"{path}: shape {mask.shape}; a mask needs one channel of class ids (palette PNG)")
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            raise DataError(
+                f"{path}: {mask.shape} {mask.dtype}; a mask needs one channel of 8-bit class ids (palette PNG)"
+            )
         if mask.shape[::-1] != size:
             raise DataError(f"{path}: mask of {mask.shape[::-1]} pixels for an image of {size}; sizes must be equal")
         lookup = np.full(256, -1)

@@ -56,12 +56,17 @@ def read_folder(config: RunConfig, split: str) -> Split:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if not {"file", "labels"} <= set(table.columns):
         raise DataError(f"{path}: columns {list(table.columns)}; needs file,labels")
+    known = list(config.classes) or sorted({name for row in table["labels"] for name in row.split()})
+    twice = table["file"][table["file"].map(lambda file: Path(file).stem).duplicated()]
+    if len(twice):
+        raise DataError(
+            f"{path}: a second image is called {Path(twice.iloc[0]).stem!r}; masks go by that name, rename it"
+        )
     if "split" in table.columns:
         table = table[table["split"] == split]
     elif split != config.train_list:
         raise DataError(f"{path}: no column split, so there is no {split!r}; add it, or set holdout above 0")
     labels = [row.split() for row in table["labels"]]
-    known = list(config.classes) or sorted({name for row in labels for name in row})
     images = [root / file for file in table["file"]]
     _require(images, f"named in {path}")
     for file, row in zip(images, labels, strict=True):
@@ -106,8 +111,7 @@ def _read_labels(config: RunConfig, root: Path, names: list[str], masks: list[Pa
     if config.label_source == "masks":
         if masks is None:
             raise DataError(f"label_source = 'masks', but {root} has no folder SegmentationClass")
-        values = [np.unique(np.array(Image.open(mask))) for mask in masks]
-        labels, source = [[known[v - 1] for v in row if v not in (0, IGNORE)] for row in values], root
+        labels, source = [_labels_in(mask, known) for mask in masks], root / "SegmentationClass"
     elif config.label_source == "xml":
         files = [root / "Annotations" / f"{name}.xml" for name in names]
         _require(files, "the image labels (label_source = 'xml')")
@@ -124,6 +128,18 @@ def _read_labels(config: RunConfig, root: Path, names: list[str], masks: list[Pa
     for name, row in zip(names, labels, strict=True):
         _check_labels(name, row, known, source)
     return labels
+
+
+def _labels_in(mask: Path, known: list[str]) -> list[str]:
+    try:
+        with Image.open(mask) as image:
+            ids = [int(v) for v in np.unique(np.array(image)) if v not in (0, IGNORE)]
+    except OSError as error:
+        raise DataError(f"{mask}: the mask cannot be read ({error}); label_source = 'masks' needs it") from error
+    unknown = [v for v in ids if not 0 < v <= len(known)]
+    if unknown:
+        raise DataError(f"{mask}: unknown ids {unknown}; known: 0..{len(known)} and 255")
+    return [known[v - 1] for v in ids]
 
 
 def _read_xml(path: Path) -> list[str]:

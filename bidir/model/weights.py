@@ -6,6 +6,7 @@ import pickle
 import re
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -25,13 +26,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: refused, not a plain file of tensors ({str(error).splitlines()[0]})") from error
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: no state dict, which maps names to tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,7 @@ from torch import Tensor
 RADIUS = 8  # tokens, in each direction
 
 
-@cache
+@lru_cache(maxsize=4)  # one entry per image size
 def radius_mask(height: int, width: int, device: torch.device) -> Bool[Tensor, "N N"]:
     """Which pairs of tokens lie at most ``RADIUS`` rows and ``RADIUS`` columns apart; N = height * width."""
     rows = torch.arange(height, device=device).repeat_interleave(width)

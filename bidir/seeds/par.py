@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class PAR:
         return flat.unflatten(0, (-1, self.height, self.width)).permute(0, 3, 1, 2)
 
 
-@cache
+@lru_cache(maxsize=4)  # one entry per image size
 def _neighbours(height: int, width: int, device: torch.device) -> Tensor:
     """Flat positions (h * w, 48) of each pixel's neighbours; beyond the border the nearest pixel."""
     dy, dx = torch.tensor(OFFSETS, device=device).unbind(1)
