@@ -77,6 +77,9 @@ def test_report_is_self_contained(runs, tmp_path):
     for name, path in runs.items():
         own = pd.read_csv(path / "per_class.csv")
         pd.testing.assert_frame_equal(scores[scores["run"] == name][own.columns].reset_index(drop=True), own)
+    told = json.loads((tmp_path / "runs.json").read_text())
+    assert [fact["run_id"] for fact in told] == [path.name for path in runs.values()]
+    assert str(tmp_path.parent) not in json.dumps(told)  # no path of this machine
     plotted = pd.read_csv(tmp_path / "figures" / "scores.csv")
     assert set(plotted["map"]) == {"cam", "seed", "y_c", "y_s", "branch_c", "branch_s"}
     written = {path.name for path in (tmp_path / "figures").iterdir()}
