@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,21 @@ def test_no_gpu_when_one_is_asked_for(quick):
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="device = 'cuda'"):
         fit(quick.replace(device="cuda"), progress=False)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is installed")
+def test_tensorboard_asked_for_but_not_installed(quick):
+    with pytest.raises(ConfigError, match=r"pip install 'bidir\[tensorboard\]'"):
+        fit(quick.replace(tensorboard=True), progress=False)
+
+
+def test_bf16_trains_in_a_process_of_its_own(quick, tmp_path):
+    config = quick.replace(mixed_precision="bf16", runs_dir=str(tmp_path), iterations=24, eval_every=0)
+    finish(launch(config))
+    rows = read_rows(RunFolder(config, manifest(config)).metrics)
+    assert rows[-1]["step"] == 24
+    assert {"cls", "c2s", "s2c"} <= set(rows[-1])
+    assert rows[-1]["cls"] < rows[0]["cls"]
 
 
 def test_the_oracle_alone_sees_masks(quick):
