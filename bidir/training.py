@@ -50,7 +50,8 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     network = network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
     model, optimizer = accelerator.prepare(network, optimizer)
-    torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+    if accelerator.process_index:  # dropout differs between processes
+        torch.manual_seed(config.seed + accelerator.process_index)
     start = resume(folder, network, optimizer, accelerator) if folder.checkpoint.is_file() else 0
     sampler = StepSampler(len(train), config, start, accelerator.process_index, accelerator.num_processes)
     crops = TrainingCrops(train, config, masks=config.supervision == "full")
