@@ -32,14 +32,14 @@ class RunConfig:
     scenes_val: int = 200  # generated validation images
     scenes_size: int = 160  # side of a generated image, pixels
     scenes_part_size: float = 1.0  # size of the part that tells the classes apart; 1: normal
-    scenes_similarity: float = 0.8  # 1: all classes share one body, 0: each has its own colours
-    scenes_context: float = 0.7  # chance that a scene shows the habitat of its main class
+    scenes_similarity: float = 0.5  # 1: all classes share one body, 0: each has its own colours
+    scenes_context: float = 0.5  # chance that a scene shows the habitat of its main class
     scenes_seed: int = 0  # seed of the generated dataset
 
     # --- augmentation
-    crop_size: int = 128  # side of a training crop, pixels
-    scale_min: float = 0.75  # random scale, drawn uniformly from
-    scale_max: float = 1.5  # scale_min .. scale_max
+    crop_size: int = 160  # side of a training crop, pixels
+    scale_min: float = 1.0  # random scale, drawn uniformly from
+    scale_max: float = 2.0  # scale_min .. scale_max
     color_jitter: float = 0.0  # brightness, contrast and saturation changed by up to this share
 
     # --- model
@@ -70,7 +70,7 @@ class RunConfig:
     seed_scales: tuple = (1.0, 0.5, 1.5)  # scales of the multi-scale CAM, each with its flip
 
     # --- optimisation
-    iterations: int = 500  # optimiser steps
+    iterations: int = 350  # optimiser steps
     batch_size: int = 8  # images per step, over all processes together
     learning_rate: float = 0.0002  # AdamW, encoder
     head_lr_factor: float = 10.0  # both branches and the affinity head learn this much faster
@@ -81,9 +81,9 @@ class RunConfig:
     mixed_precision: str = "no"  # no | bf16 | fp16
 
     # --- evaluation and logging
-    eval_every: int = 100  # iterations between validations; 0: only at the end
+    eval_every: int = 150  # iterations between validations; 0: only at the end
     eval_images: int = 64  # images of a validation on the way; the final one takes all
-    eval_size: int = 0  # longest side of an evaluated image, pixels; 0: as it is
+    eval_size: int = 256  # longest side of an evaluated image, pixels; 0: as it is
     eval_scales: tuple = (1.0, 0.5, 0.75)  # scales of the multi-scale + flip protocol
     log_every: int = 10  # iterations between rows of metrics.jsonl
     checkpoint_every: int = 100  # iterations between checkpoints
@@ -145,14 +145,15 @@ MACHINE_FIELDS = frozenset("data_root runs_dir device num_workers tensorboard ch
 PRESETS: dict[str, dict[str, Any]] = {
     "study": {},
     "quick": {  # seconds on a CPU: for tests and for trying things out
-        "scenes_train": 48, "scenes_val": 16, "scenes_size": 96, "crop_size": 96,
+        "scenes_train": 48, "scenes_val": 16, "scenes_size": 96, "scenes_similarity": 0.8,
+        "scenes_context": 0.7, "crop_size": 96, "scale_min": 0.75, "scale_max": 1.5, "eval_size": 0,
         "iterations": 40, "batch_size": 4, "warmup_iterations": 5, "c2s_start": 10,
         "s2c_start": 20, "propagation_start": 20, "eval_every": 20, "eval_images": 8,
         "log_every": 1, "checkpoint_every": 10,
     },
     "photos": {  # a thousand photographs in VOC layout on a CPU; tuned on a tenth held out of training
         "dataset": "voc", "data_root": "data/photos", "crop_size": 192, "scale_min": 0.4,
-        "scale_max": 1.0, "c2s_loss": "ce", "eval_size": 288, "eval_every": 150, "eval_images": 48,
+        "scale_max": 1.0, "c2s_loss": "ce", "iterations": 500, "eval_size": 288, "eval_images": 48,
     },
     "voc": {  # the reference's settings for VOC 2012
         "dataset": "voc", "data_root": "data/VOC2012", "train_list": "train_aug",

@@ -146,7 +146,7 @@ def colour_mask(root):
         (unknown_id, {"label_source": "masks"}, "b.png: unknown ids [77]; known: 0..20"),
         (lambda root: (root / "SegmentationClass/b.png").unlink(), {"label_source": "masks"}, "b.png: the mask cannot"),
         (lambda root: (root / "SegmentationClass/b.png").unlink(), {}, "b.png: the mask cannot be read"),
-        (lambda root: None, {"crop_size": 101}, "crop_size = 101 is larger than every image, even at scale_max (75 "),
+        (lambda root: None, {"crop_size": 101}, "crop_size = 101 is larger than every image, even at scale_max (100 "),
     ],
 )  # fmt: skip
 def test_bad_datasets_are_named(voc, tmp_path, damage, changes, message):
