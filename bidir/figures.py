@@ -99,9 +99,9 @@ def plot_scores(scores: pd.DataFrame, hue: str) -> Figure:
     sns.stripplot(**shared, dodge=True, size=4, palette=["#222222"] * data[hue].nunique(), legend=False, jitter=False)
     for bars in axis.containers:
         axis.bar_label(bars, fmt="%.1f", fontsize=6.5, padding=4)
-    axis.set(xlabel="", ylabel="mIoU (%)", ylim=(0, 1.15 * data["percent"].max()))
+    axis.set(xlabel="", ylabel="mIoU (%)", ylim=(0, 1.1 * data["percent"].max()))
     axis.set_xticks(range(len(order)), [MAP_TITLES[name] for name in order])
-    axis.legend(title="")
+    axis.legend(title="", loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # above the bars
     return figure
 
 
