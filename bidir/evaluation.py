@@ -48,9 +48,9 @@ def predict_maps(
     size, found = tuple(batch.image.shape[-2:]), {}
     scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
     propagated = bool(names & {"seed", "y_c"})
-    segmentation = protocol == "raw" or (propagated and propagation == "bsp")
+    decoded = scales if protocol == "raw" or (propagated and propagation == "bsp") else ()
     affinity = propagated and propagation == "afa"
-    maps = multi_scale_maps(network, batch.image, batch.box, scales, segmentation, affinity, flip)
+    maps = multi_scale_maps(network, batch.image, batch.box, scales, decoded, affinity, flip)
     if propagated:
         propagate = Propagator(maps, batch.image, batch.label, batch.box, config)
         found |= {"y_c": propagate(propagation)} if "y_c" in names else {}

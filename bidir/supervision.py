@@ -30,9 +30,10 @@ def make_pseudo_labels(network: DualBranchNetwork, batch: Batch, config: RunConf
     """The targets that the active terms need, from eval mode; passes that no term needs are not run."""
     y_c, y_s, tokens, logits = batch.mask if on.full else None, None, None, None
     if on.c2s or on.aff:
-        need_segmentation = on.s2c or (on.c2s and on.propagation == "bsp")
-        need_affinity = on.c2s and on.propagation == "afa"
-        maps = multi_scale_maps(network, batch.image, batch.box, config.seed_scales, need_segmentation, need_affinity)
+        background = on.c2s and on.propagation == "bsp"  # Branch-S at all scales; Y_s needs it at scale 1 alone
+        decoded = config.seed_scales if background else (1.0,) if on.s2c else ()
+        walk = on.c2s and on.propagation == "afa"
+        maps = multi_scale_maps(network, batch.image, batch.box, config.seed_scales, decoded, walk)
         propagate = Propagator(maps, batch.image, batch.label, batch.box, config)
         logits = maps.segmentation_logits
         y_c = propagate(on.propagation) if on.c2s else None

@@ -210,7 +210,7 @@ def test_multi_scale_maps_are_the_passes_combined(quick):
     torch.manual_seed(0)
     network = DualBranchNetwork(quick, 3).train()
     image, box = torch.rand(2, 3, 64, 64) * 255, torch.tensor([[0, 0, 64, 64]] * 2)
-    maps = multi_scale_maps(network, image, box, (1.0, 0.5))
+    maps = multi_scale_maps(network, image, box, (1.0, 0.5), decoded=(1.0, 0.5))
     assert network.training
     network.eval()
 
@@ -235,7 +235,7 @@ def test_pseudo_labels_leave_the_network_untouched(quick):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     image, box = torch.rand(2, 3, 64, 64) * 255, torch.tensor([[0, 0, 64, 64]] * 2)
     state = torch.get_rng_state()
-    first, second = (multi_scale_maps(network, image, box, (1.0, 0.5)) for _ in range(2))
+    first, second = (multi_scale_maps(network, image, box, (1.0, 0.5), (1.0,)) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(first.segmentation, second.segmentation)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -199,6 +199,7 @@ def first_batch(config):
         ({"supervision": "c2s", "propagation": "par"}, 3, 0),  # seeds need the CAM alone
         ({"supervision": "c2s", "propagation": "bsp"}, 3, 3),
         ({"supervision": "both", "propagation": "bsp"}, 3, 3),  # Y_s comes with the seeds
+        ({"supervision": "both", "propagation": "par"}, 3, 1),  # and needs no other scale
     ],
 )
 def test_only_what_a_step_uses_is_computed(quick, changes, passes, decoded):

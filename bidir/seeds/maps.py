@@ -18,7 +18,7 @@ class SeedMaps(NamedTuple):
     """Maps at half the image's resolution (h2, w2), each channel min-max normalised over the true image."""
 
     cam: Float[Tensor, "B C h2 w2"]
-    segmentation: Float[Tensor, "B S h2 w2"] | None
+    segmentation: Float[Tensor, "B S h2 w2"] | None  # over the decoded scales
     segmentation_logits: Float[Tensor, "B S h4 w4"] | None  # scale 1, not flipped, not normalised
     class_logits: Float[Tensor, "B C"]  # scale 1, not flipped
     affinity: Float[Tensor, "B N N"] | None  # of the largest scale, not flipped
@@ -42,14 +42,14 @@ def multi_scale_maps(
     image: Float[Tensor, "B 3 H W"],
     box: Int[Tensor, "B 4"],
     scales: tuple[float, ...],
-    segmentation: bool = True,
+    decoded: tuple[float, ...] = (),
     affinity: bool = False,
     flip: bool = True,
 ) -> SeedMaps:
     """CAM: maximum over the flip pair, ReLU, sum over scales. P_s: mean over the pair, sum over scales.
 
-    Args: image RGB in 0..255; ``scales`` with 1 among them; ``segmentation`` and ``affinity`` say
-    whether those maps are needed at all; ``flip=False`` leaves the mirrored pass out.
+    Args: image RGB in 0..255; ``scales`` with 1 among them; ``decoded`` are those of them at which
+    Branch-S is needed too; ``affinity`` says whether it is; ``flip=False`` leaves the mirrored pass out.
     """
     height, width = image.shape[-2:]
     half = (height // 2, width // 2)
@@ -66,13 +66,13 @@ def multi_scale_maps(
             largest = affinity and scale == max(scales)
             scaled = resize(image, (round(height * scale), round(width * scale)))
             views = torch.cat([scaled, scaled.flip(3)]) if flip else scaled
-            out = network(views, segmentation=segmentation, affinity=largest)
+            out = network(views, segmentation=scale in decoded, affinity=largest)
             cam = F.relu(torch.maximum(*pair(out.cam_logits))) + (0 if cam is None else cam)
-            if segmentation:
+            if scale in decoded:
                 scores = sum(pair(out.segmentation_logits)) / 2 + (0 if scores is None else scores)
             if scale == 1:
                 class_logits = out.class_logits[: len(image)].float()
-                logits = out.segmentation_logits[: len(image)].float() if segmentation else None
+                logits = out.segmentation_logits[: len(image)].float() if scale in decoded else None
             if largest and out.affinity is not None:
                 relation, grid = out.affinity[: len(image)].float(), tuple(out.cam_logits.shape[-2:])
         real = box_mask(box, (height, width), half)
