@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from bidir.config import ConfigError, resolve
@@ -46,11 +50,40 @@ def study(out: str = "results/study") -> None:
 def train(
     preset: Annotated[str, typer.Option(help="study | quick | photos | voc")] = "study",
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML")] = None,
+    end_with_parent: Annotated[bool, typer.Option("--end-with-parent", hidden=True)] = False,
 ) -> None:
     """One run of notebooks/10_train through papermill."""
     from bidir.execution import run_training
 
+    if end_with_parent:  # a run whose batch was killed must not work on beside its successor
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     print(run_training(parse_parameters(parameter or []), preset))
+
+
+@app.command()
+def sweep(
+    grid: Path,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, list the runs, start none")] = False,
+    status: Annotated[bool, typer.Option("--status", help="list the runs and their state")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try failed runs again")] = False,
+    slots: Annotated[int, typer.Option(help="runs at a time here; 0: one per GPU, else per core")] = 0,
+    cluster: Annotated[Path | None, typer.Option(help="YAML of a Dask cluster to run on instead")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, for all runs")] = None,
+) -> None:
+    """A batch of runs from a grid file; goes on where an earlier call stopped."""
+    from bidir import sweep as batch
+
+    jobs = batch.read_grid(grid, **parse_parameters(parameter or []))
+    if dry_run:
+        batch.check(jobs)
+    table = batch.plan(jobs) if dry_run or status else batch.run_batch(jobs, slots, cluster, retry_failed)
+    print(table.drop(columns="reason").to_string(index=False))
+    runs = table.drop_duplicates("run_id")
+    for row in runs[runs["state"] == "failed"].itertuples():
+        print(f"failed: {row.run_id}: {row.reason}")
+    print(", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items()))
+    if not (dry_run or status) and not (runs["state"] == "done").all():
+        sys.exit(1)
 
 
 @app.command()
@@ -106,6 +139,13 @@ def parse_parameters(pairs: list[str]) -> dict:
     return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
 
 
+def _watch(parent: int) -> None:
+    """End this process as soon as ``parent`` is no longer its parent."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     """Run a command; a mistake in the input is one message, not a traceback."""
     try:
@@ -114,3 +154,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except PapermillExecutionError as error:
         sys.exit(f"error in a notebook, {error.ename}: {error.evalue}")
+    except DeadKernelError:
+        sys.exit("error: the notebook's kernel died (killed, or out of memory)")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,7 +13,7 @@ from tqdm import tqdm
 
 from bidir.config import RunConfig
 from bidir.data.loader import Batch, WholeImages, make_loader, same_size_batches
-from bidir.data.split import Split
+from bidir.data.split import IGNORE, Split
 from bidir.metrics import ConfusionMatrix
 from bidir.model.network import DualBranchNetwork, resize
 from bidir.seeds.maps import evaluating, multi_scale_maps
@@ -20,6 +22,8 @@ from bidir.supervision import nearest
 
 PROTOCOLS = ("raw", "ms")  # one pass as it is | several scales, each with its flip
 COLUMNS = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
+IMAGE_COLUMNS = ["image", "protocol", "map", "class", "hit", "true", "predicted"]
+PER_IMAGE = {("raw", "branch_s"), ("raw", "branch_c"), ("ms", "seed")}  # maps whose pixels are counted per image too
 MAPS = {
     "cam": "raw CAM of the classes present",
     "seed": "propagated CAM, no pixel ignored",
@@ -84,6 +88,15 @@ def multi_scale_logits(
     return best
 
 
+class Scores(NamedTuple):
+    """``per_class``: (protocol, map, class) with iou, precision, recall, coverage in 0..1; class ``mean`` is
+    their mean. The map ``agreement`` is Branch-S's prediction scored against Branch-C's in place of the mask.
+    ``per_image``: pixels hit, true and predicted by (image, protocol, map, class), of ``PER_IMAGE``."""
+
+    per_class: pd.DataFrame
+    per_image: pd.DataFrame
+
+
 def evaluate(
     network: DualBranchNetwork,
     split: Split,
@@ -93,8 +106,8 @@ def evaluate(
     limit: int = 0,
     progress: bool = True,
     propagation: str | None = None,
-) -> pd.DataFrame:
-    """Scores over a split: rows (protocol, map, class) with iou, precision, recall, coverage in 0..1.
+) -> Scores:
+    """Scores over a split, one confusion matrix per map; beside ``MAPS`` also the branches' agreement.
 
     Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
     ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in
@@ -108,21 +121,43 @@ def evaluate(
     batches = same_size_batches(sizes, config.batch_size)
     loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
     matrices: dict[tuple[str, str], ConfusionMatrix] = {}
+    images: list[tuple] = []
+    names_of_classes = ("background", *split.class_names)
+
+    def count(key: tuple[str, str], prediction: Tensor, truth: Tensor, index: Tensor) -> None:
+        total = matrices.setdefault(key, ConfusionMatrix(len(split.class_names)))
+        for one, real, i in zip(prediction, truth, index.tolist(), strict=True):
+            matrix = ConfusionMatrix(len(split.class_names))
+            matrix.update(one, real)
+            total.counts += matrix.counts
+            if key in PER_IMAGE:
+                rows = zip(names_of_classes, *(n.int().tolist() for n in matrix.pixels()), strict=True)
+                images.extend((split.names[i], *key, *row) for row in rows if row[2] or row[3])
+
     for batch in tqdm(loader, "evaluate", disable=not progress, leave=False, mininterval=1):
         batch = batch.to(device)
         for protocol, names in wanted.items():
             predictions = predict_maps(network, batch, config, protocol, names, propagation)
-            for name, prediction in predictions.items():
-                matrix = matrices.setdefault((protocol, name), ConfusionMatrix(len(split.class_names)))
-                matrix.update(nearest(prediction, tuple(batch.mask.shape[-2:])), batch.mask)
+            full = {name: nearest(p, tuple(batch.mask.shape[-2:])) for name, p in predictions.items()}
+            for name, prediction in full.items():
+                count((protocol, name), prediction, batch.mask, batch.index)
+            if {"branch_c", "branch_s"} <= full.keys():
+                other = full["branch_c"].masked_fill(batch.mask == IGNORE, IGNORE)
+                count((protocol, "agreement"), full["branch_s"], other, batch.index)
     tables = [
         matrix.table(split.class_names).assign(protocol=protocol, map=name, images=len(split))
         for (protocol, name), matrix in sorted(matrices.items())
     ]
-    return pd.concat(tables, ignore_index=True)[COLUMNS]
+    per_class = pd.concat(tables, ignore_index=True)[COLUMNS]
+    return Scores(per_class, pd.DataFrame(images, columns=IMAGE_COLUMNS))
 
 
-def mean_scores(table: pd.DataFrame) -> dict[str, float]:
-    """``{"raw/branch_s": mIoU, ...}`` from the table of ``evaluate``."""
-    mean = table[table["class"] == "mean"]
-    return {f"{row.protocol}/{row.map}": float(row.iou) for row in mean.itertuples()}
+def mean_scores(per_class: pd.DataFrame) -> dict[str, float]:
+    """``{"raw/branch_s": mIoU, ...}``, and of the pseudo-labels ``ms/y_c/precision`` and ``ms/y_c/coverage`` too."""
+    found = {}
+    for row in per_class[per_class["class"] == "mean"].itertuples():
+        name = f"{row.protocol}/{row.map}"
+        found[name] = float(row.iou)
+        if row.map in ("y_c", "y_s"):
+            found |= {f"{name}/precision": float(row.precision), f"{name}/coverage": float(row.coverage)}
+    return found

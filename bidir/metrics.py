@@ -24,14 +24,18 @@ class ConfusionMatrix:
         flat = truth[valid].long() * (self.size + 1) + predicted
         self.counts += torch.bincount(flat, minlength=self.counts.numel()).view_as(self.counts).cpu()
 
+    def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels per class, each (C + 1,): right, true and predicted; ignored predictions count in none."""
+        labelled = self.counts[:, :-1].double()
+        return labelled.diagonal(), labelled.sum(1), labelled.sum(0)
+
     def table(self, class_names: tuple[str, ...]) -> pd.DataFrame:
         """One row per class (background first), then ``mean``; iou, precision, recall, coverage in 0..1.
 
         Ignored pixels count for coverage alone: precision, recall and IoU are over the labelled pixels.
         A class that is neither there nor predicted has IoU NaN and is left out of the mean (mIoU).
         """
-        labelled = self.counts[:, :-1].double()
-        hit, true, predicted = labelled.diagonal(), labelled.sum(1), labelled.sum(0)
+        hit, true, predicted = self.pixels()
         table = pd.DataFrame(
             {
                 "class": ["background", *class_names],

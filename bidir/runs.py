@@ -1,13 +1,17 @@
-"""A run's folder: provenance, logged rows, checkpoint; and the table of all runs."""
+"""A run's folder: provenance, logged rows, checkpoint, state; and the tables of all runs."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import io
 import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,14 +58,50 @@ def _git(*arguments: str) -> str | None:
 
 
 class RunFolder:
-    """``<runs_dir>/<run_id>`` with run.json, metrics.jsonl, per_class.csv, checkpoint.pt and, last, DONE."""
+    """``<runs_dir>/<run_id>`` with run.json, metrics.jsonl, per_class.csv, per_image.csv, checkpoint.pt and, last, DONE.
+
+    FAILED, if there, holds the reason why the last attempt ended; the next attempt removes it.
+    """
 
     def __init__(self, config: RunConfig, manifest: str) -> None:
         self.run_id = config.run_id(manifest)
         self.path = resolve(config.runs_dir) / self.run_id
         self.done, self.checkpoint = self.path / "DONE", self.path / "checkpoint.pt"
-        self.metrics = self.path / "metrics.jsonl"
+        self.metrics, self.failed = self.path / "metrics.jsonl", self.path / "FAILED"
         self.writer = None  # of TensorBoard events, if asked for
+
+    @contextmanager
+    def lock(self, patience: float = 30) -> Iterator[None]:
+        """The right to work on this run, until the block or the process ends, however it ends.
+
+        Errors: ``BlockingIOError`` if another process still has it after ``patience`` seconds.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "LOCK", "w") as file:
+            until = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > until:
+                        raise BlockingIOError(
+                            error.errno, f"another process works on this run since {patience:.0f} s", str(self.path)
+                        ) from error
+                    time.sleep(0.2)
+            yield
+
+    def state(self) -> str:
+        """done | running | failed | interrupted | waiting."""
+        if self.done.is_file():
+            return "done"
+        if not self.path.is_dir():
+            return "waiting"
+        try:
+            with self.lock(patience=0):
+                return "failed" if self.failed.is_file() else "interrupted" if self.checkpoint.is_file() else "waiting"
+        except BlockingIOError:
+            return "running"
 
     def start(
         self, config: RunConfig, manifest: str, class_names: tuple[str, ...], device: torch.device, step: int
@@ -73,6 +113,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest}
         self.update({**facts, "classes": list(class_names), **provenance(device)})
+        self.failed.unlink(missing_ok=True)
         rows = [row for row in read_rows(self.metrics) if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         if config.tensorboard:
@@ -96,9 +137,10 @@ class RunFolder:
         for name in (row.keys() - {"step", "kind"}) if self.writer else ():
             self.writer.add_scalar(f"{row['kind']}/{name}", row[name], row["step"])
 
-    def finish(self, per_class: pd.DataFrame, facts: dict[str, Any]) -> None:
+    def finish(self, per_class: pd.DataFrame, per_image: pd.DataFrame, facts: dict[str, Any]) -> None:
         """Write the final scores, then DONE."""
         write_text(self.path / "per_class.csv", per_class.to_csv(index=False, float_format="%.6f"))
+        write_text(self.path / "per_image.csv", per_image.to_csv(index=False))
         self.update(facts)
         if self.writer:
             self.writer.close()
@@ -109,6 +151,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics.jsonl; a last line cut short by a kill is left out."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_step(path: Path) -> int:
+    """The iteration of a metrics.jsonl's last whole row; 0 if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            rows = file.read().rpartition(b"\n")[0].splitlines()
+    except FileNotFoundError:
+        return 0
+    return json.loads(rows[-1])["step"] if rows else 0
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

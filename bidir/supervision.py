@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bidir.config import RunConfig
 from bidir.data.loader import Batch
+from bidir.data.split import IGNORE
 from bidir.losses import affinity_loss, classification_loss, dense_loss, foreground_target
 from bidir.model.network import DualBranchNetwork, Outputs, resize
 from bidir.schedule import Active
@@ -63,6 +64,16 @@ def loss_terms(
         tokens = nearest(targets.tokens, grid).flatten(1)
         terms["aff"] = affinity_loss(outputs.affinity.float(), tokens, radius_mask(*grid, tokens.device))
     return terms
+
+
+def labelled_shares(targets: PseudoLabels) -> dict[str, float]:
+    """How much each teacher says: the share of pixels that Y_c labels, and that Y_s labels as foreground."""
+    shares = {}
+    if targets.y_c is not None:
+        shares["c2s_share"] = (targets.y_c != IGNORE).float().mean().item()
+    if targets.y_s is not None:
+        shares["s2c_share"] = ((targets.y_s > 0) & (targets.y_s != IGNORE)).float().mean().item()
+    return shares
 
 
 def total_loss(terms: dict[str, Float[Tensor, ""]], config: RunConfig) -> Float[Tensor, ""]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +18,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from bidir.config import ConfigError, RunConfig
-from bidir.data import DataError, Split, open_split
+from bidir.data import DataError, Split, dataset_manifest, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
-from bidir.evaluation import COLUMNS, evaluate, mean_scores
+from bidir.evaluation import COLUMNS, IMAGE_COLUMNS, Scores, evaluate, mean_scores
 from bidir.model.network import DualBranchNetwork
 from bidir.runs import RunFolder, load_checkpoint, save_checkpoint
 from bidir.schedule import active, learning_rate
-from bidir.supervision import loss_terms, make_pseudo_labels, total_loss
+from bidir.supervision import labelled_shares, loss_terms, make_pseudo_labels, total_loss
 
 WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "seed", "y_c"}}  # maps validated on the way
 
@@ -38,13 +39,25 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     """
     accelerator = make_accelerator(config)
     train, val = open_split(config, "train"), open_split(config, "val")
-    manifest = train.manifest() + val.manifest()
-    folder = RunFolder(config, manifest)
-    if folder.done.is_file():
-        return folder.path
-    sizes = check_data(train, val, config, progress)
-    scored = val.masks is not None  # without masks there is training, but nothing to score
+    folder = RunFolder(config, dataset_manifest(train, val))
+    if not folder.done.is_file():
+        sizes = check_data(train, val, config, progress)
+        with folder.lock() if accelerator.is_main_process else nullcontext():
+            if not folder.done.is_file():  # another process may have been faster
+                _fit(config, accelerator, train, val, sizes, folder, progress)
+    return folder.path
 
+
+def _fit(
+    config: RunConfig,
+    accelerator: Accelerator,
+    train: Split,
+    val: Split,
+    sizes: np.ndarray,
+    folder: RunFolder,
+    progress: bool,
+) -> None:
+    scored = val.masks is not None  # without masks there is training, but nothing to score
     torch.manual_seed(config.seed)
     network = DualBranchNetwork(config, len(train.class_names))
     network = network.to(accelerator.device, memory_format=torch.channels_last)
@@ -57,13 +70,13 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     crops = TrainingCrops(train, config, masks=config.supervision == "full")
     loader = make_loader(crops, sampler, config.num_workers)
     if accelerator.is_main_process:
-        folder.start(config, manifest, train.class_names, accelerator.device, start)
+        folder.start(config, dataset_manifest(train, val), train.class_names, accelerator.device, start)
 
     def validate(propagation: str) -> dict[str, float]:
         if not scored:
             return {}
         scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, False, propagation)
-        return {name: round(value, 5) for name, value in mean_scores(scores).items()}
+        return {name: round(value, 5) for name, value in mean_scores(scores.per_class).items()}
 
     def save(step: int) -> None:
         save_state(folder.checkpoint, network, optimizer, accelerator, step, config, train.class_names)
@@ -74,17 +87,16 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     seconds = time.perf_counter() - began
 
     if accelerator.is_main_process:
-        empty = pd.DataFrame(columns=COLUMNS)
-        scores = evaluate(network, val, sizes, config, progress=progress) if scored else empty
+        nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
+        scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
         part = "holdout of train" if config.holdout else config.val_list
-        folder.finish(scores, {
-            "results": mean_scores(scores), "evaluated_on": part if scored else "nothing: no masks",
+        folder.finish(*scores, {
+            "results": mean_scores(scores.per_class), "evaluated_on": part if scored else "nothing: no masks",
             "train_images": len(train), "val_images": len(val), "seconds": round(seconds, 1),
             "seconds_per_step": round(seconds / config.iterations, 4), "resumed_at": start,
             "peak_memory_mib": peak_memory_mib(accelerator.device),
         })  # fmt: skip
     accelerator.wait_for_everyone()
-    return folder.path
 
 
 def loop(
@@ -127,8 +139,9 @@ def loop(
         last = done == config.iterations
         if accelerator.is_main_process and (done % config.log_every == 0 or last):
             row = {name: round(term.item(), 6) for name, term in terms.items()}
+            shares = {name: round(share, 4) for name, share in labelled_shares(targets).items()}
             log({"step": done, "kind": "train", "loss": round(loss.item(), 6), **row,
-                 "grad_norm": round(float(norm), 4), "lr": rate})  # fmt: skip
+                 "grad_norm": round(float(norm), 4), "lr": rate, **shares})  # fmt: skip
             bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
         if accelerator.is_main_process and config.eval_every and done % config.eval_every == 0 and not last:
             log({"step": done, "kind": "val", **validate(on.propagation)})

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bidir.config import ConfigError
-from bidir.data import DataError, open_split
+from bidir.data import DataError, dataset_manifest, open_split
 from bidir.data.loader import Batch, StepSampler, TrainingCrops, make_loader
 from bidir.files import write_bytes
 from bidir.model.network import DualBranchNetwork
@@ -46,7 +46,7 @@ def finish(child):
 
 
 def manifest(config):
-    return open_split(config, "train").manifest() + open_split(config, "val").manifest()
+    return dataset_manifest(open_split(config, "train"), open_split(config, "val"))
 
 
 def assert_equal(a, b, where="checkpoint"):
@@ -87,7 +87,7 @@ def test_a_finished_run_holds_what_it_should(finished):
     assert train[-1]["cls"] < train[0]["cls"]
     assert not list(folder.path.glob("*.part"))
     table = load_runs(folder.path.parent)
-    assert set(table["map"]) == {"cam", "seed", "y_c", "y_s", "branch_c", "branch_s"}
+    assert set(table["map"]) == {"cam", "seed", "y_c", "y_s", "branch_c", "branch_s", "agreement"}
     assert table["run_id"].unique().tolist() == [folder.run_id]
 
 

@@ -9,7 +9,12 @@ from bidir.data.scenes import prepare_scenes
 from bidir.data.split import IGNORE, DataError, Split
 from bidir.data.voc import read_folder, read_voc
 
-__all__ = ["IGNORE", "DataError", "Split", "open_split"]
+__all__ = ["IGNORE", "DataError", "Split", "dataset_manifest", "open_split"]
+
+
+def dataset_manifest(train: Split, val: Split) -> str:
+    """What a run's name says about its dataset: hex digests of both splits."""
+    return train.manifest() + val.manifest()
 
 
 def open_split(config: RunConfig, part: str) -> Split:

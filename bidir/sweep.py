@@ -1,0 +1,299 @@
+"""Batches of runs: a grid file, checked as a whole, then executed on this machine's slots or on a Dask cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from tqdm import tqdm
+
+from bidir.config import ConfigError, RunConfig, resolve
+from bidir.data import dataset_manifest, open_split
+from bidir.files import write_text
+from bidir.model.network import DualBranchNetwork
+from bidir.runs import RunFolder, last_step
+from bidir.training import check_data
+
+FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
+DATA_FIELDS = [field.name for field in fields(RunConfig)]
+DATA_FIELDS = DATA_FIELDS[: DATA_FIELDS.index("crop_size")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell of a grid at one seed; two cells may share a run."""
+
+    grid: str
+    case: dict[str, Any]  # what the cell sets: its values on the grid's axes
+    config: RunConfig
+    folder: RunFolder
+
+
+def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
+    """The jobs of a grid file, every configuration checked and every dataset opened.
+
+    The file names ``grids``, each with ``axes`` (parameter: list of values; all combinations) and/or
+    ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
+    grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``.
+    """
+    path, jobs, manifests = resolve(path), [], {}
+    if not path.is_file():
+        raise ConfigError(f"grid = {str(path)!r}: no such file")
+    content = yaml.safe_load(path.read_text())
+    _require_keys(content, FILE_KEYS, f"{path.name}")
+    if not content.get("grids"):
+        raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
+    for name, grid in content["grids"].items():
+        where = f"{path.name}, grid {name!r}"
+        _require_keys(grid, GRID_KEYS, where)
+        seeds, axes = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {})
+        wrong = {key: v for key, v in {**axes, "seeds": seeds}.items() if not isinstance(v, list) or not v}
+        if wrong:
+            raise ConfigError(f"{where}: {wrong} needs to be a list that is not empty")
+        fixed = {**content.get("fixed", {}), **grid.get("fixed", {}), **overrides}
+        for case in grid.get("cases", [{}]):
+            for values in product(*axes.values()):
+                cell = {**case, **dict(zip(axes, values, strict=True))}
+                for seed in seeds:
+                    try:
+                        config = RunConfig.from_parameters(
+                            {**fixed, **cell, "seed": seed}, content.get("preset", "study")
+                        )
+                    except ConfigError as error:
+                        raise ConfigError(f"{where}, {cell}: {error}") from error
+                    key = tuple(getattr(config, field) for field in DATA_FIELDS)
+                    if key not in manifests:
+                        manifests[key] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
+                    jobs.append(Job(name, cell, config, RunFolder(config, manifests[key])))
+    return jobs
+
+
+def plan(jobs: list[Job]) -> pd.DataFrame:
+    """One row per cell and seed: grid, case, seed, run_id, state, step, iterations, seconds, reason of a failure."""
+    rows, known = [], {}
+    for job in jobs:
+        folder = job.folder
+        if folder.run_id not in known:
+            state = folder.state()
+            reason = folder.failed.read_text().strip() if state == "failed" else ""
+            step = last_step(folder.metrics)
+            known[folder.run_id] = {"state": state, "step": step, "iterations": job.config.iterations,
+                                    "seconds": folder.facts().get("seconds"), "reason": reason}  # fmt: skip
+        case = ", ".join(f"{name}={value}" for name, value in job.case.items())
+        rows.append({"grid": job.grid, "case": case, "seed": job.config.seed, "run_id": folder.run_id,
+                     **known[folder.run_id]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def check(jobs: list[Job]) -> None:
+    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights.
+
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``.
+    """
+    data, models = {}, {}
+    for config in (job.config for job in jobs):
+        key = (*(getattr(config, f) for f in DATA_FIELDS), config.crop_size, config.scale_max)
+        data.setdefault((*key, config.supervision == "full"), config)
+        models.setdefault((config.encoder, config.encoder_weights), config)
+    for config in data.values():
+        check_data(open_split(config, "train"), open_split(config, "val"), config, progress=False)
+    for config in models.values():
+        DualBranchNetwork(config, 2)
+
+
+def run_batch(
+    jobs: list[Job], slots: int = 0, cluster: str | Path | None = None, retry_failed: bool = False
+) -> pd.DataFrame:
+    """Execute every run that is not finished, each in a process of its own; returns ``plan`` as it is then.
+
+    Finished runs are not repeated, interrupted ones go on, failed ones stay so unless ``retry_failed``. A run that
+    fails leaves its reason and ends no other. Ctrl-C stops after the current checkpoints; run again to go on.
+    Args: ``slots`` runs at a time here (0: one per GPU, else per core); ``cluster`` a file that names a Dask
+    cluster instead, see ``dask_executor``. Errors: as ``check``, before the first run.
+    """
+    again = ("waiting", "interrupted", "running", *(["failed"] if retry_failed else []))
+    by_seed = sorted(jobs, key=lambda job: job.config.seed)  # a batch cut short then holds whole comparisons
+    left = {job.folder.run_id: job for job in by_seed if job.folder.state() in again}
+    check(list(left.values()))
+    if not left:
+        return plan(jobs)
+    runs_dir = next(iter(left.values())).folder.path.parent
+    stop = runs_dir / f"STOP-{os.getpid()}"
+    with dask_executor(cluster) if cluster else local_slots(slots) as (executor, options):
+        futures = {}
+        for run_id, job in left.items():
+            values = {**vars(job.config), "runs_dir": str(runs_dir), "data_root": str(resolve(job.config.data_root))}
+            futures[executor.submit(execute, values, str(job.folder.path), str(stop), **options)] = run_id
+        try:
+            _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
+        except KeyboardInterrupt:
+            print("\nstopping; run the same command again to go on", file=sys.stderr, flush=True)
+            write_text(stop, "")
+            for future in futures:
+                future.cancel()
+            until = time.monotonic() + 30
+            while any(f.running() for f in futures) and time.monotonic() < until:
+                time.sleep(0.2)
+        finally:
+            stop.unlink(missing_ok=True)
+    return plan(jobs)
+
+
+def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
+    """Progress until all are done: a line per run at work, one for the whole with the time that remains."""
+    first = {run_id: last_step(job.folder.metrics) for run_id, job in jobs.items()}
+    steps, bars, open_futures = dict(first), {}, dict(futures)
+    iterations = sum(job.config.iterations - first[run_id] for run_id, job in jobs.items())
+    done = total - len(jobs)
+    with tqdm(total=iterations, unit="it", smoothing=0, mininterval=1, position=0) as whole:
+        while open_futures:
+            time.sleep(0.5)
+            for run_id in set(open_futures.values()):
+                step, config = last_step(jobs[run_id].folder.metrics), jobs[run_id].config
+                if step != steps[run_id]:
+                    label = run_id.rsplit("-", 1)[0]
+                    bar = bars.get(run_id) or tqdm(total=config.iterations, desc=label, leave=False, mininterval=1)
+                    bars[run_id], steps[run_id] = bar, step
+                    bar.update(step - bar.n)
+            for future in [f for f in open_futures if f.done()]:
+                run_id = open_futures.pop(future)
+                done += 1
+                steps[run_id] = jobs[run_id].config.iterations
+                if run_id in bars:
+                    bars.pop(run_id).close()
+                facts = jobs[run_id].folder.facts()
+                score = facts.get("results", {}).get("raw/branch_s")
+                error = "" if future.cancelled() else str(future.exception() or future.result())
+                said = f"failed: {error}" if error else f"done in {facts.get('seconds', 0):.0f} s"
+                said += "" if score is None else f", Branch-S {100 * score:.1f}"
+                tqdm.write(f"[{done}/{total}] {run_id} {said}")
+            whole.set_description(f"{done}/{total} runs")
+            whole.n = sum(steps[run_id] - first[run_id] for run_id in jobs)
+            whole.refresh()
+
+
+def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, places: SimpleQueue | None = None) -> str:
+    """One run, by papermill, in a process of its own; returns why it failed, or "".
+
+    ``places`` hands out (cores, GPU) to pin the run to; without, it takes ``threads`` threads wherever it is. The
+    process ends with the one that started it, or when the file ``stop`` appears: it resumes from its checkpoint.
+    """
+    cores, gpu = places.get() if places else ((), None)
+    environment = dict(os.environ)
+    if cores or threads:
+        # PyTorch sends 1x1 convolutions of a single thread down a slow path: two threads, that wait without
+        # spinning, are a sixth faster than one, also on one core
+        environment |= {"OMP_NUM_THREADS": str(max(2, len(cores) or threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    texts = {name: yaml.safe_dump(value, default_flow_style=True, width=1000) for name, value in values.items()}
+    parameters = [f"--parameter={name}={text.strip()}" for name, text in texts.items()]  # PyYAML reads no 1e-06
+    log = Path(folder) / "log.txt"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as output:
+            command = [sys.executable, "-m", "bidir.cli", "train", "--end-with-parent", *parameters]
+            child = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+            if cores:
+                os.sched_setaffinity(child.pid, cores)
+            while child.poll() is None:
+                if Path(stop).exists():
+                    child.terminate()
+                    child.wait()
+                    return "stopped"
+                time.sleep(0.3)
+        if (Path(folder) / "DONE").is_file():
+            return ""
+        reason = _reason(child.returncode, log)
+        write_text(Path(folder) / "FAILED", reason + "\n")
+        return reason
+    except OSError as error:  # a full disk, say: the batch's own report still tells
+        return str(error)
+    finally:
+        if places:
+            places.put((cores, gpu))
+
+
+def _reason(code: int, log: Path) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name} (out of memory?)"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].split("\r")[-1] if lines else f"ended with status {code} and said nothing"
+
+
+@contextmanager
+def local_slots(slots: int) -> Iterator[tuple[Executor, dict[str, Any]]]:
+    """An executor for this machine: as many runs at a time as slots, each pinned to its own cores and GPU."""
+    cores, gpus = sorted(os.sched_getaffinity(0)), torch.cuda.device_count()
+    slots = slots or gpus or len(cores)
+    if slots > max(len(cores), gpus):
+        raise ConfigError(f"slots = {slots}: this machine has {len(cores)} cores and {gpus} GPUs")
+    places: SimpleQueue = SimpleQueue()
+    for slot in range(slots):
+        places.put((cores[slot::slots], str(slot % gpus) if gpus else None))
+    with ThreadPoolExecutor(slots) as executor:
+        yield executor, {"places": places}
+
+
+@contextmanager
+def dask_executor(path: str | Path) -> Iterator[tuple[Executor, dict[str, Any]]]:
+    """An executor on a Dask cluster, from a YAML file; workers need this project and the same file system.
+
+    Either ``address`` of a scheduler, or ``cluster: slurm | pbs`` with ``jobs`` and the ``options`` of dask-jobqueue's
+    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use.
+    """
+    if not find_spec("distributed"):
+        raise ConfigError("a cluster needs Dask, which is not installed: pip install 'bidir[cluster]'")
+    from distributed import Client
+
+    path = resolve(path)
+    if not path.is_file():
+        raise ConfigError(f"cluster = {str(path)!r}: no such file")
+    settings = yaml.safe_load(path.read_text())
+    _require_keys(settings, {"address", "cluster", "jobs", "options", "threads"}, path.name)
+    if ("address" in settings) == ("cluster" in settings):
+        raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
+    cluster = None if "address" in settings else job_cluster(settings)
+    try:
+        with Client(settings.get("address", cluster), timeout=20, set_as_default=False) as client:
+            yield client.get_executor(pure=False), {"threads": settings.get("threads", 0)}
+    except OSError as error:
+        raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+def job_cluster(settings: dict[str, Any]) -> Any:
+    """A dask-jobqueue cluster of ``jobs`` jobs. Errors: ``ConfigError`` for an unknown kind."""
+    import dask_jobqueue
+
+    kinds = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}
+    if settings["cluster"] not in kinds:
+        raise ConfigError(f"cluster = {settings['cluster']!r}: choose one of {', '.join(kinds)}")
+    cluster = kinds[settings["cluster"]](**settings.get("options", {}))
+    cluster.scale(jobs=settings.get("jobs", 1))
+    return cluster
+
+
+def _require_keys(content: Any, keys: set[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: needs to be a dictionary with {', '.join(sorted(keys))}")
+    unknown = set(content) - keys
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(keys))}")
