@@ -3,7 +3,7 @@
 from bidir.config import PRESETS, ConfigError, RunConfig
 from bidir.data import DataError, open_split
 from bidir.prediction import export_pseudo_masks, predict
-from bidir.runs import load_network, load_runs
+from bidir.runs import load_network
 from bidir.training import fit
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "export_pseudo_masks",
     "fit",
     "load_network",
-    "load_runs",
     "open_split",
     "predict",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``bidir study``, ``train``, ``predict``, ``pseudo-masks``, ``benchmark``."""
+"""The command line: ``bidir study``, ``train``, ``sweep``, ``figures``, ``report``, ``predict``, ``pseudo-masks``."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from bidir.model.weights import WeightsError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-STUDY = {  # the two runs that ``make study`` compares
-    "full method": {"supervision": "both", "propagation": "bsp", "object_aware_decoding": True},
-    "one direction": {"supervision": "c2s", "propagation": "par", "object_aware_decoding": False},
-}
-
 
 @app.command()
 def study(out: str = "results/study") -> None:
-    """The main job: generate the dataset, train the full method and the one-directional baseline, report."""
-    from bidir.execution import run_notebook, run_training, write_html
+    """The main job: run the quick grid on the generated dataset, draw its figures, write a report."""
+    from bidir import sweep as batch
+    from bidir.execution import make_figures, write_report
 
     folder = resolve(out)
-    runs = {}
-    for number, (name, axes) in enumerate(STUDY.items(), 1):
-        print(f"[{number}/3] {name}: {', '.join(f'{k}={v}' for k, v in axes.items())}", flush=True)
-        runs[name] = str(run_training({**axes, "runs_dir": str(folder / "runs")}))
-    print("[3/3] figures, table and report", flush=True)
-    report, executed = folder / "report.html", folder / "report.ipynb"
-    newest = max((Path(run) / "DONE").stat().st_mtime for run in runs.values())
+    jobs = batch.read_grid("notebooks/grids/quick.yaml", runs_dir=str(folder / "runs"))
+    table = batch.run_batch(jobs)
+    lacking = table[table["state"] != "done"]
+    if len(lacking):
+        sys.exit(f"error: {lacking.iloc[0]['run_id']} is {lacking.iloc[0]['state']}: {lacking.iloc[0]['reason']}")
+    newest = max(job.folder.done.stat().st_mtime for job in jobs)
+    report = folder / "report.html"
     if not report.is_file() or report.stat().st_mtime < newest:
-        run_notebook("40_report", {"runs": runs, "out_dir": str(folder)}, executed)
-        write_html(executed, report)
+        batch.write_tables(jobs, folder)
+        for name, said in make_figures(folder).items():
+            print(f"{name}: {said}", flush=True)
+        write_report([folder], report)
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(f"\nDone. Open {shown}/report.html; the numbers are in {shown}/scores.csv, the figures in {shown}/figures/")
+    print(
+        f"\nDone. Open {shown}/report.html; the numbers are in {shown}/per_class.csv, the figures in {shown}/figures/"
+    )
 
 
 @app.command()
@@ -68,6 +68,7 @@ def sweep(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try failed runs again")] = False,
     slots: Annotated[int, typer.Option(help="runs at a time here; 0: one per GPU, else per core")] = 0,
     cluster: Annotated[Path | None, typer.Option(help="YAML of a Dask cluster to run on instead")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write the registry of these runs to, afterwards")] = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, for all runs")] = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
@@ -77,6 +78,8 @@ def sweep(
     if dry_run:
         batch.check(jobs)
     table = batch.plan(jobs) if dry_run or status else batch.run_batch(jobs, slots, cluster, retry_failed)
+    if out:
+        batch.write_tables(jobs, out)
     print(table.drop(columns="reason").to_string(index=False))
     runs = table.drop_duplicates("run_id")
     for row in runs[runs["state"] == "failed"].itertuples():
@@ -84,6 +87,24 @@ def sweep(
     print(", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items()))
     if not (dry_run or status) and not (runs["state"] == "done").all():
         sys.exit(1)
+
+
+@app.command()
+def figures(results: Path, only: Annotated[str, typer.Option(help="start of a notebook's name, as 32")] = "") -> None:
+    """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
+    from bidir.execution import make_figures
+
+    for name, said in make_figures(results, only).items():
+        print(f"{name}: {said}")
+
+
+@app.command()
+def report(results: list[Path], out: Path = Path("results/report.html")) -> None:
+    """One HTML file with the figures and tables of one or more registries."""
+    from bidir.execution import write_report
+
+    write_report(results, resolve(out))
+    print(out)
 
 
 @app.command()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import papermill
 from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from bidir.config import RunConfig, resolve
@@ -50,6 +52,31 @@ def run_notebook(name: str, parameters: dict[str, Any], output: Path) -> None:
         source, draft, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, stderr_file=sys.stderr
     )
     draft.replace(output)
+
+
+def make_figures(results: str | Path, only: str = "") -> dict[str, str]:
+    """Execute the figure notebooks (those whose name starts with ``only``) on a registry; says what became of each.
+
+    Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run".
+    """
+    said = {}
+    for source in sorted(resolve("notebooks").glob(f"{only or '3'}*.ipynb")):
+        with TemporaryDirectory() as folder:
+            try:
+                run_notebook(source.stem, {"results": str(results)}, Path(folder) / "out.ipynb")
+                said[source.stem] = "written"
+            except PapermillExecutionError as error:
+                if error.ename != "LookupError":
+                    raise
+                said[source.stem] = f"not run: {error.evalue}"
+    return said
+
+
+def write_report(results: list[str | Path], html: Path) -> None:
+    """``40_report`` over one or more registries with their figures, as one HTML file."""
+    with TemporaryDirectory() as folder:
+        run_notebook("40_report", {"results": [str(path) for path in results]}, Path(folder) / "report.ipynb")
+        write_html(Path(folder) / "report.ipynb", html)
 
 
 def write_html(notebook: Path, html: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of runs: curves, scores, and maps beside their images. Each returns a matplotlib figure."""
+"""Figures and tables: curves, seeds with intervals, maps beside their images; and how they are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from bidir.config import RunConfig
 from bidir.data import Split, open_split
@@ -20,13 +22,16 @@ from bidir.evaluation import predict_maps
 from bidir.files import write_bytes, write_text
 from bidir.overlay import draw_overlay
 from bidir.runs import load_network, read_rows
+from bidir.statistics import mean_interval, percent, t_interval
 from bidir.supervision import nearest
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one column of a paper, and its two
 MAP_TITLES = {
     "cam": "CAM", "seed": "propagated seed", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
-    "branch_c": "Branch-C", "branch_s": "Branch-S",
+    "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
 }  # fmt: skip
+SHOWN = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # maps of a figure, by default
+Maps = tuple[tuple[str, str], ...]
 
 
 def use_style() -> None:
@@ -34,14 +39,41 @@ def use_style() -> None:
     plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 
-def save_figure(figure: Figure, stem: Path, data: pd.DataFrame | None = None) -> None:
-    """Write ``stem`` as PNG, PDF and SVG, and the plotted numbers as CSV; each atomic."""
+def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str) -> None:
+    """Write ``stem`` as PNG, PDF and SVG, the plotted numbers (with their run ids) as CSV, the caption as Markdown."""
     for kind in ("png", "pdf", "svg"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind)
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
         write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
-    if data is not None:
-        write_text(stem.with_suffix(".csv"), data.to_csv(index=False))
+    write_text(stem.with_suffix(".csv"), data.to_csv(index=False, float_format="%.6g"))
+    write_text(stem.with_suffix(".md"), caption.strip() + "\n")
+
+
+def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: str) -> None:
+    """Write ``text`` (cells ready to read) as Markdown and LaTeX, and ``numbers``, which it shows, as CSV."""
+    flat = text.reset_index()
+    markdown = tabulate(flat, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)
+    latex = tabulate(flat, headers="keys", tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
+    write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
+    write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
+    write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
+
+
+def plot_seeds(axis: Axes, table: pd.DataFrame, x: str, value: str, order: list, hue: str | None = None) -> None:
+    """In percent: every seed as a dot, the mean as a dash with its 95 % t-interval; ``order`` of the x values.
+
+    ``table``: a row per run; ``hue``: a column whose values get a colour each.
+    """
+    count = table[hue].nunique() if hue else 1
+    shared = {"data": table.assign(percent=100 * table[value]), "x": x, "y": "percent", "order": order, "ax": axis}
+    shared |= {"hue": hue, "palette": [f"C{i}" for i in range(count)]} if hue else {"color": "C0"}
+    sns.stripplot(**shared, dodge=count > 1, jitter=False, size=3.2, alpha=0.55, legend=False)
+    look = {"linestyle": "none", "marker": "_", "markersize": 9, "markeredgewidth": 1.6, "err_kws": {"linewidth": 1.1}}
+    apart = 0.8 * (1 - 1 / count) if count > 1 else False
+    sns.pointplot(**shared, **look, dodge=apart, errorbar=t_interval, capsize=0.12)
+    axis.set(xlabel="", ylabel="")
+    if axis.get_legend():
+        axis.get_legend().remove()
 
 
 def plot_samples(config: RunConfig, count: int = 8) -> Figure:
@@ -89,60 +121,64 @@ def plot_curves(runs: dict[str, Path]) -> Figure:
     return figure
 
 
-def plot_scores(scores: pd.DataFrame, hue: str) -> Figure:
-    """Final mIoU by map, one dot per run, bars their mean. ``scores``: mean rows with map and ``hue``."""
-    figure, axis = plt.subplots(figsize=(PAGE, 2.5))
-    data = scores.assign(percent=100 * scores["iou"])
-    order = [name for name in MAP_TITLES if name in set(data["map"])]
-    shared = {"x": "map", "y": "percent", "hue": hue, "order": order, "ax": axis, "data": data}
-    sns.barplot(**shared, errorbar=None, alpha=0.85, palette="colorblind")
-    sns.stripplot(**shared, dodge=True, size=4, palette=["#222222"] * data[hue].nunique(), legend=False, jitter=False)
-    for bars in axis.containers:
-        axis.bar_label(bars, fmt="%.1f", fontsize=6.5, padding=4)
-    axis.set(xlabel="", ylabel="mIoU (%)", ylim=(0, 1.1 * data["percent"].max()))
-    axis.set_xticks(range(len(order)), [MAP_TITLES[name] for name in order])
-    axis.legend(title="", loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # above the bars
+def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None, maps: Maps = SHOWN) -> Figure:
+    """mIoU by ``x``, one panel per map. ``scores``: rows of class ``mean`` with the runs' settings."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
+    for axis, (protocol, name) in zip(axes[0], maps, strict=True):
+        part = scores[(scores["protocol"] == protocol) & (scores["map"] == name)]
+        plot_seeds(axis, part, x, "iou", order, hue)
+        axis.set_title(MAP_TITLES[name])
+    axes[0, 0].set_ylabel("mIoU (%)")
+    if hue:
+        axes[0, 0].legend()
     return figure
 
 
-def plot_qualitative(
-    checkpoints: dict[str, Path],
-    images: list[int],
-    maps: tuple[tuple[str, str], ...] = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s")),
-    **where: str,
-) -> Figure:
-    """Rows: validation images; columns: image, mask, then ``maps`` (protocol, name) of each checkpoint.
+def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean mIoU ± half width per ``by`` and map: the text of a table, and its numbers."""
+    numbers = mean_interval(scores, [*by, "protocol", "map"], "iou")
+    text = numbers.assign(text=[percent(*row) for row in numbers[["mean", "half_width"]].to_numpy()])
+    text = text.pivot(index=by, columns=["protocol", "map"], values="text")[list(maps)]
+    text.columns = [f"{MAP_TITLES[name]} ({protocol})" for protocol, name in maps]
+    seeds = numbers.groupby(by, sort=False)["seeds"].min()
+    return text.loc[seeds.index].assign(seeds=seeds), numbers
+
+
+def plot_qualitative(checkpoint: Path, images: list[int], maps: Maps = SHOWN, **where: str) -> Figure:
+    """Rows: validation images; columns: image, mask, then ``maps`` (protocol, name) of a checkpoint.
 
     ``where`` may override configuration fields such as ``data_root``.
     """
-    columns: list[tuple[str, dict[int, np.ndarray]]] = []
-    for name, path in checkpoints.items():
-        network, config, _ = load_network(path)
-        split = open_split(config.replace(**where), "val")
-        if not columns:
-            columns = [("image", {i: split.read_image(i) for i in images})]
-            if split.masks:
-                columns.append(("mask", {i: _overlay(split, i, split.read_mask(i)) for i in images}))
-        found = {(p, m): {} for p, m in maps}
-        for i in images:
-            batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])
-            for protocol in dict(maps):
-                names = {m for p, m in maps if p == protocol}
-                predictions = predict_maps(network, batch, config, protocol, names)
-                for map_name, labels in predictions.items():
-                    mask = nearest(labels, split.read_image(i).shape[:2])[0]
-                    found[protocol, map_name][i] = _overlay(split, i, mask.to(torch.uint8).numpy())
-        title = f"\n{name}" if len(checkpoints) > 1 else ""
-        columns += [(MAP_TITLES[m] + title, drawn) for (_, m), drawn in found.items()]
-    return _grid(columns, images)
+    split, masks = predicted_masks(checkpoint, images, maps, **where)
+    return draw_masks(split, images, {MAP_TITLES[name]: found for (_, name), found in masks.items()})
 
 
-def _overlay(split: Split, index: int, mask: np.ndarray) -> np.ndarray:
-    return draw_overlay(split.read_image(index), mask, split.class_names)
+def predicted_masks(
+    checkpoint: Path, images: list[int], maps: Maps, **where: str
+) -> tuple[Split, dict[tuple[str, str], dict[int, np.ndarray]]]:
+    """The validation split, and per (protocol, map) and image the mask (H, W) uint8 of 0..C, 255 = ignored."""
+    network, config, _ = load_network(checkpoint)
+    split = open_split(config.replace(**where), "val")
+    found: dict[tuple[str, str], dict[int, np.ndarray]] = {key: {} for key in maps}
+    for i in images:
+        batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])
+        for protocol in dict(maps):
+            names = {m for p, m in maps if p == protocol}
+            for name, labels in predict_maps(network, batch, config, protocol, names).items():
+                mask = nearest(labels, split.read_image(i).shape[:2])[0]
+                found[protocol, name][i] = mask.to(torch.uint8).numpy()
+    return split, found
 
 
-def _grid(columns: list[tuple[str, dict[int, np.ndarray]]], images: list[int]) -> Figure:
-    heights = [columns[0][1][i].shape[0] / columns[0][1][i].shape[1] for i in images]
+def draw_masks(
+    split: Split, images: list[int], masks: dict[str, dict[int, np.ndarray]], rows: list[str] | None = None
+) -> Figure:
+    """Rows: images of ``split``; columns: image, true mask if there is one, then ``masks`` by title, as overlays."""
+    truth = {"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}
+    columns: dict[str, dict[int, np.ndarray]] = {"image": {i: split.read_image(i) for i in images}}
+    for title, found in {**truth, **masks}.items():
+        columns[title] = {i: draw_overlay(split.read_image(i), found[i], split.class_names) for i in images}
+    heights = [columns["image"][i].shape[0] / columns["image"][i].shape[1] for i in images]
     width = PAGE / len(columns)
     figure, axes = plt.subplots(
         len(images), len(columns), figsize=(PAGE, width * sum(heights) + 0.4), squeeze=False,
@@ -150,9 +186,12 @@ def _grid(columns: list[tuple[str, dict[int, np.ndarray]]], images: list[int]) -
     )  # fmt: skip
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
     for row, i in enumerate(images):
-        for axis, (title, pictures) in zip(axes[row], columns, strict=True):
+        for axis, (title, pictures) in zip(axes[row], columns.items(), strict=True):
             axis.imshow(pictures[i], interpolation="lanczos")
-            axis.axis("off")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
             if row == 0:
                 axis.set_title(title, fontsize=6.5, loc="center")
+        if rows:
+            axes[row, 0].set_ylabel(rows[row], fontsize=6.5)
     return figure

@@ -1,4 +1,4 @@
-"""A run's folder: provenance, logged rows, checkpoint, state; and the tables of all runs."""
+"""A run's folder: provenance, logged rows, checkpoint, and what state it is in."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _git(*arguments: str) -> str | None:
 
 
 class RunFolder:
-    """``<runs_dir>/<run_id>`` with run.json, metrics.jsonl, per_class.csv, per_image.csv, checkpoint.pt and, last, DONE.
+    """``<runs_dir>/<run_id>``: run.json, metrics.jsonl, per_class.csv, per_image.csv, checkpoint.pt and, last, DONE.
 
     FAILED, if there, holds the reason why the last attempt ended; the next attempt removes it.
     """
@@ -195,14 +195,3 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwo
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(content["classes"]))
     load_matching(network, content["model"], str(path))
     return network.to(device, memory_format=torch.channels_last).eval(), config, tuple(content["classes"])
-
-
-def load_runs(runs_dir: str | Path) -> pd.DataFrame:
-    """One row per finished run, class, map and protocol: the configuration, then the scores (0..1)."""
-    frames = []
-    for done in sorted(resolve(runs_dir).glob("*/DONE")):
-        facts = json.loads((done.parent / "run.json").read_text())
-        scores = pd.read_csv(done.parent / "per_class.csv")
-        settings = {k: str(v) if isinstance(v, list) else v for k, v in facts["config"].items()}
-        frames.append(scores.assign(run_id=facts["run_id"], **settings))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

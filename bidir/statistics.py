@@ -1,4 +1,4 @@
-"""Means over seeds, with intervals that hold for few of them."""
+"""Means over seeds and differences on shared seeds, with intervals that hold for few of them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,41 @@ def mean_interval(table: pd.DataFrame, by: list[str], value: str, level: float =
     result = groups.agg(mean="mean", half_width="sem", seeds="count").reset_index()
     result["half_width"] *= t.ppf((1 + level) / 2, (result["seeds"] - 1).where(result["seeds"] > 1))
     return result
+
+
+def t_interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
+    """Lower and upper end of the t-interval of a mean; the mean itself for a single value."""
+    mean, half = values.mean(), t.ppf((1 + level) / 2, max(1, len(values) - 1)) * values.sem()
+    return (mean, mean) if len(values) < 2 else (mean - half, mean + half)
+
+
+def paired_difference(
+    table: pd.DataFrame, column: str, first: object, second: object, by: list[str], value: str, level: float = 0.95
+) -> pd.DataFrame:
+    """Mean over shared seeds of ``value`` where ``column`` is ``second`` minus where it is ``first``, per group.
+
+    Columns as ``mean_interval``; seeds that only one side has are left out.
+    """
+    sides = [table[table[column] == side].set_index([*by, "seed"])[value] for side in (first, second)]
+    difference = (sides[1] - sides[0]).dropna().rename(value).reset_index()
+    return mean_interval(difference, by, value, level)
+
+
+def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str = "iou") -> pd.DataFrame:
+    """``paired_difference`` of several pairs of values of ``column``: with first, second and what it says.
+
+    ``reading``: higher or lower where the interval leaves out 0, else not resolved.
+    """
+    rows = [paired_difference(scores, column, a, b, by, value).assign(first=a, second=b) for a, b in pairs]
+    table = pd.concat(rows, ignore_index=True)
+    higher, lower = table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
+    table["reading"] = "not resolved"
+    table.loc[higher, "reading"], table.loc[lower, "reading"] = "higher", "lower"
+    table.loc[table["seeds"] < 2, "reading"] = "one seed"
+    return table[["first", "second", *by, "mean", "half_width", "seeds", "reading"]]
+
+
+def percent(mean: float, half_width: float = float("nan"), signed: bool = False) -> str:
+    """A fraction and its half width as percent: ``44.9 ± 1.2``, without the latter where it is unknown."""
+    text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
+    return text if pd.isna(half_width) else f"{text} ± {100 * half_width:.1f}"

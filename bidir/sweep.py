@@ -1,31 +1,26 @@
-"""Batches of runs: a grid file, checked as a whole, then executed on this machine's slots or on a Dask cluster."""
+"""Batches of runs: a grid file, checked as a whole, then every run that is not finished."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pandas as pd
-import torch
 import yaml
 from tqdm import tqdm
 
 from bidir.config import ConfigError, RunConfig, resolve
 from bidir.data import dataset_manifest, open_split
+from bidir.executors import dask_executor, execute, local_slots, require_keys
 from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
+from bidir.registry import collect, write_registry
 from bidir.runs import RunFolder, last_step
 from bidir.training import check_data
 
@@ -55,12 +50,12 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
     if not path.is_file():
         raise ConfigError(f"grid = {str(path)!r}: no such file")
     content = yaml.safe_load(path.read_text())
-    _require_keys(content, FILE_KEYS, f"{path.name}")
+    require_keys(content, FILE_KEYS, f"{path.name}")
     if not content.get("grids"):
         raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
     for name, grid in content["grids"].items():
         where = f"{path.name}, grid {name!r}"
-        _require_keys(grid, GRID_KEYS, where)
+        require_keys(grid, GRID_KEYS, where)
         seeds, axes = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {})
         wrong = {key: v for key, v in {**axes, "seeds": seeds}.items() if not isinstance(v, list) or not v}
         if wrong:
@@ -154,6 +149,13 @@ def run_batch(
     return plan(jobs)
 
 
+def write_tables(jobs: list[Job], out: str | Path) -> None:
+    """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to."""
+    folders = list(dict.fromkeys(job.folder.path for job in jobs))
+    grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
+    write_registry({**collect(folders), "grids": grids}, out)
+
+
 def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
     """Progress until all are done: a line per run at work, one for the whole with the time that remains."""
     first = {run_id: last_step(job.folder.metrics) for run_id, job in jobs.items()}
@@ -185,115 +187,3 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
             whole.set_description(f"{done}/{total} runs")
             whole.n = sum(steps[run_id] - first[run_id] for run_id in jobs)
             whole.refresh()
-
-
-def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, places: SimpleQueue | None = None) -> str:
-    """One run, by papermill, in a process of its own; returns why it failed, or "".
-
-    ``places`` hands out (cores, GPU) to pin the run to; without, it takes ``threads`` threads wherever it is. The
-    process ends with the one that started it, or when the file ``stop`` appears: it resumes from its checkpoint.
-    """
-    cores, gpu = places.get() if places else ((), None)
-    environment = dict(os.environ)
-    if cores or threads:
-        # PyTorch sends 1x1 convolutions of a single thread down a slow path: two threads, that wait without
-        # spinning, are a sixth faster than one, also on one core
-        environment |= {"OMP_NUM_THREADS": str(max(2, len(cores) or threads)), "OMP_WAIT_POLICY": "PASSIVE"}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    texts = {name: yaml.safe_dump(value, default_flow_style=True, width=1000) for name, value in values.items()}
-    parameters = [f"--parameter={name}={text.strip()}" for name, text in texts.items()]  # PyYAML reads no 1e-06
-    log = Path(folder) / "log.txt"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as output:
-            command = [sys.executable, "-m", "bidir.cli", "train", "--end-with-parent", *parameters]
-            child = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-            if cores:
-                os.sched_setaffinity(child.pid, cores)
-            while child.poll() is None:
-                if Path(stop).exists():
-                    child.terminate()
-                    child.wait()
-                    return "stopped"
-                time.sleep(0.3)
-        if (Path(folder) / "DONE").is_file():
-            return ""
-        reason = _reason(child.returncode, log)
-        write_text(Path(folder) / "FAILED", reason + "\n")
-        return reason
-    except OSError as error:  # a full disk, say: the batch's own report still tells
-        return str(error)
-    finally:
-        if places:
-            places.put((cores, gpu))
-
-
-def _reason(code: int, log: Path) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name} (out of memory?)"
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].split("\r")[-1] if lines else f"ended with status {code} and said nothing"
-
-
-@contextmanager
-def local_slots(slots: int) -> Iterator[tuple[Executor, dict[str, Any]]]:
-    """An executor for this machine: as many runs at a time as slots, each pinned to its own cores and GPU."""
-    cores, gpus = sorted(os.sched_getaffinity(0)), torch.cuda.device_count()
-    slots = slots or gpus or len(cores)
-    if slots > max(len(cores), gpus):
-        raise ConfigError(f"slots = {slots}: this machine has {len(cores)} cores and {gpus} GPUs")
-    places: SimpleQueue = SimpleQueue()
-    for slot in range(slots):
-        places.put((cores[slot::slots], str(slot % gpus) if gpus else None))
-    with ThreadPoolExecutor(slots) as executor:
-        yield executor, {"places": places}
-
-
-@contextmanager
-def dask_executor(path: str | Path) -> Iterator[tuple[Executor, dict[str, Any]]]:
-    """An executor on a Dask cluster, from a YAML file; workers need this project and the same file system.
-
-    Either ``address`` of a scheduler, or ``cluster: slurm | pbs`` with ``jobs`` and the ``options`` of dask-jobqueue's
-    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use.
-    """
-    if not find_spec("distributed"):
-        raise ConfigError("a cluster needs Dask, which is not installed: pip install 'bidir[cluster]'")
-    from distributed import Client
-
-    path = resolve(path)
-    if not path.is_file():
-        raise ConfigError(f"cluster = {str(path)!r}: no such file")
-    settings = yaml.safe_load(path.read_text())
-    _require_keys(settings, {"address", "cluster", "jobs", "options", "threads"}, path.name)
-    if ("address" in settings) == ("cluster" in settings):
-        raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
-    cluster = None if "address" in settings else job_cluster(settings)
-    try:
-        with Client(settings.get("address", cluster), timeout=20, set_as_default=False) as client:
-            yield client.get_executor(pure=False), {"threads": settings.get("threads", 0)}
-    except OSError as error:
-        raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
-    finally:
-        if cluster is not None:
-            cluster.close()
-
-
-def job_cluster(settings: dict[str, Any]) -> Any:
-    """A dask-jobqueue cluster of ``jobs`` jobs. Errors: ``ConfigError`` for an unknown kind."""
-    import dask_jobqueue
-
-    kinds = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}
-    if settings["cluster"] not in kinds:
-        raise ConfigError(f"cluster = {settings['cluster']!r}: choose one of {', '.join(kinds)}")
-    cluster = kinds[settings["cluster"]](**settings.get("options", {}))
-    cluster.scale(jobs=settings.get("jobs", 1))
-    return cluster
-
-
-def _require_keys(content: Any, keys: set[str], where: str) -> None:
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: needs to be a dictionary with {', '.join(sorted(keys))}")
-    unknown = set(content) - keys
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(keys))}")

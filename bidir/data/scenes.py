@@ -90,7 +90,7 @@ def _write(root: Path, config: RunConfig, knobs: dict) -> None:
     total = config.scenes_train + config.scenes_val
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the work is in NumPy and Pillow
         jobs = pool.map(partial(_write_scene, root, config), range(total))
-        labels = list(tqdm(jobs, "generate scenes", total, unit="image"))
+        labels = list(tqdm(jobs, "generate scenes", total, unit="image", mininterval=2))
     names = [f"scene_{i:05d}" for i in range(total)]
     (lists / "train.txt").write_text("\n".join(names[: config.scenes_train]) + "\n")
     (lists / "val.txt").write_text("\n".join(names[config.scenes_train :]) + "\n")

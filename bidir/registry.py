@@ -1,0 +1,121 @@
+"""The registry: four tidy tables of all runs of a batch, rebuilt from run folders at any time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+
+from bidir.config import MACHINE_FIELDS, RunConfig, resolve
+from bidir.files import write_bytes, write_text
+from bidir.runs import read_rows
+
+SETTINGS = [field.name for field in fields(RunConfig) if field.name not in MACHINE_FIELDS]
+FACTS = {
+    "state": "done | failed | interrupted | running", "reason": "why a failed run ended",
+    "evaluated_on": "list of the images scored", "train_images": "count", "val_images": "count",
+    "seconds": "training with its validations, without the final evaluation",
+    "seconds_per_step": "seconds / iterations",
+    "peak_memory_mib": "largest memory, MiB: of the GPU, else resident", "hardware": "processor",
+    "threads": "of a run",
+    "python": "version", "torch": "version", "git_commit": "of the code", "git_dirty": "whether it was changed",
+    "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
+    "config": "JSON of all parameters",
+}  # fmt: skip
+SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
+    "runs": {"run_id": "key of all tables", **FACTS, **dict.fromkeys(SETTINGS, "parameter of 10_train")},
+    "per_class": {
+        "run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
+        "map": "cam, seed, y_c, y_s, branch_c, branch_s, or agreement (Branch-S scored against Branch-C)",
+        "class": "background, each class, or mean: unweighted mean over the classes",
+        "iou": "0..1 over the whole validation list; of class mean: mIoU", "precision": "0..1", "recall": "0..1",
+        "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count",
+    },
+    "per_step": {
+        "run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
+        "name": "train: loss terms, grad_norm, lr, c2s_share and s2c_share (pixels that Y_c labels, that Y_s labels as "
+        "foreground); val: protocol/map is mIoU, protocol/map/precision, protocol/map/coverage",
+        "value": "0..1, or a loss",
+    },
+    "per_image": {
+        "run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
+        "true": "pixels of the class", "predicted": "pixels predicted as the class",
+    },
+    "grids": {"grid": "name in the grid file", "case": "what the cell sets", "seed": "", "run_id": "", "state": "now"},
+}  # fmt: skip
+
+
+def collect(runs: list[Path]) -> dict[str, pd.DataFrame]:
+    """The tables ``runs``, ``per_class``, ``per_step`` and ``per_image`` of run folders, as ``SCHEMA`` says.
+
+    Folders without a run.json are left out; the last three tables hold finished runs.
+    """
+    found: dict[str, list] = {name: [] for name in ("runs", "per_class", "per_step", "per_image")}
+    for folder in runs:
+        if not (folder / "run.json").is_file():
+            continue
+        facts = json.loads((folder / "run.json").read_text())
+        done, failed = (folder / "DONE").is_file(), folder / "FAILED"
+        state = "done" if done else "failed" if failed.is_file() else "interrupted"
+        reason = failed.read_text().strip() if state == "failed" else ""
+        settings = {name: facts["config"][name] for name in SETTINGS}
+        row = {**facts, **settings, "torch": facts["versions"]["torch"], "state": state, "reason": reason,
+               "classes_all": facts["classes"], "config": json.dumps(settings)}  # fmt: skip
+        found["runs"].append({name: _plain(row.get(name)) for name in SCHEMA["runs"]})
+        if not done:
+            continue
+        rows = pd.DataFrame(read_rows(folder / "metrics.jsonl"))
+        tables = {
+            "per_class": pd.read_csv(folder / "per_class.csv"),
+            "per_step": rows.melt(["step", "kind"], var_name="name").dropna(subset="value"),
+            "per_image": pd.read_csv(folder / "per_image.csv"),
+        }
+        for name, table in tables.items():
+            found[name].append(table.assign(run_id=facts["run_id"])[list(SCHEMA[name])])
+    tables = {"runs": pd.DataFrame(found.pop("runs"), columns=list(SCHEMA["runs"]))}
+    empty = {name: pd.DataFrame(columns=list(SCHEMA[name])) for name in found}
+    return tables | {name: pd.concat(part, ignore_index=True) if part else empty[name] for name, part in found.items()}
+
+
+def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
+    """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        write_bytes(resolve(out) / f"{name}.parquet", buffer.getvalue())
+        text = table.to_csv(index=False, float_format="%.6g").encode()
+        if name == "per_image":
+            write_bytes(resolve(out) / f"{name}.csv.gz", gzip.compress(text, mtime=0))
+        else:
+            write_bytes(resolve(out) / f"{name}.csv", text)
+    lines = [f"## {name}\n\n" + "".join(f"- `{c}`: {m}\n" if m else f"- `{c}`\n" for c, m in columns.items())
+             for name, columns in SCHEMA.items()]  # fmt: skip
+    write_text(resolve(out) / "SCHEMA.md", "# Tables of this registry\n\n" + "\n".join(lines))
+
+
+def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
+    """The tables in ``path``. Errors: ``FileNotFoundError`` that says how to make them."""
+    missing = [name for name in SCHEMA if not (resolve(path) / f"{name}.parquet").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path}: no {missing[0]}.parquet; `bidir sweep GRID --out {path}` writes it")
+    return {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
+
+
+def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class") -> pd.DataFrame:
+    """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``.
+
+    Errors: ``LookupError`` if no run of the grid is finished.
+    """
+    cells = tables["grids"].query("grid == @grid")[["run_id", "case"]]
+    found = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")
+    if found.empty:
+        raise LookupError(f"grid {grid!r} holds no finished run; name it in the grid file and run bidir sweep")
+    return found
+
+
+def _plain(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
