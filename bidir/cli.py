@@ -14,8 +14,9 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from bidir.config import ConfigError, resolve
+from bidir.config import ConfigError, RunConfig, resolve
 from bidir.data import DataError
+from bidir.files import write_text
 from bidir.model.weights import WeightsError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,19 +25,19 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def study(out: str = "results/study") -> None:
     """The main job: run the quick grid on the generated dataset, draw its figures, write a report."""
-    from bidir import sweep as batch
     from bidir.execution import make_figures, write_report
+    from bidir.sweep import read_grid, run_batch, write_tables
 
     folder = resolve(out)
-    jobs = batch.read_grid("notebooks/grids/quick.yaml", runs_dir=str(folder / "runs"))
-    table = batch.run_batch(jobs)
+    jobs = read_grid("notebooks/grids/quick.yaml", runs_dir=str(folder / "runs"))
+    table = run_batch(jobs)
     lacking = table[table["state"] != "done"]
     if len(lacking):
         sys.exit(f"error: {lacking.iloc[0]['run_id']} is {lacking.iloc[0]['state']}: {lacking.iloc[0]['reason']}")
     newest = max(job.folder.done.stat().st_mtime for job in jobs)
     report = folder / "report.html"
     if not report.is_file() or report.stat().st_mtime < newest:
-        batch.write_tables(jobs, folder)
+        write_tables(jobs, folder)
         for name, said in make_figures(folder).items():
             print(f"{name}: {said}", flush=True)
         write_report([folder], report)
@@ -72,14 +73,14 @@ def sweep(
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, for all runs")] = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
-    from bidir import sweep as batch
+    from bidir.sweep import check, plan, read_grid, run_batch, write_tables
 
-    jobs = batch.read_grid(grid, **parse_parameters(parameter or []))
+    jobs = read_grid(grid, **parse_parameters(parameter or []))
     if dry_run:
-        batch.check(jobs)
-    table = batch.plan(jobs) if dry_run or status else batch.run_batch(jobs, slots, cluster, retry_failed)
+        check(jobs)
+    table = plan(jobs) if dry_run or status else run_batch(jobs, slots, cluster, retry_failed)
     if out:
-        batch.write_tables(jobs, out)
+        write_tables(jobs, out)
     print(table.drop(columns="reason").to_string(index=False))
     runs = table.drop_duplicates("run_id")
     for row in runs[runs["state"] == "failed"].itertuples():
@@ -134,22 +135,17 @@ def pseudo_masks(checkpoint: Path, part: str, out: Path, map: str = "seed", prot
 
 
 @app.command()
-def benchmark() -> None:
-    """Time what the method adds to a training step, on this machine."""
-    import time
+def benchmark(
+    out: Annotated[Path | None, typer.Option(help="CSV to write, as results/scenes/cost.csv")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value")] = None,
+) -> None:
+    """Time and memory of a training step, part by part, on this machine."""
+    from bidir.benchmark import cost
 
-    import torch
-
-    from bidir.seeds.par import PAR
-
-    image = 255 * torch.rand(2, 3, 160, 160)
-    for channels in (3, 21):
-        masks, seconds = torch.rand(2, channels, 160, 160), []
-        for _ in range(6):
-            began = time.perf_counter()
-            PAR(image)(masks)
-            seconds.append(time.perf_counter() - began)
-        print(f"PAR, 2 images of 160 x 160, {channels} channels: {sorted(seconds)[2]:.3f} s, affinity included")
+    table = cost(RunConfig.from_parameters(parse_parameters(parameter or [])))
+    print(table.drop(columns="what").to_string(index=False), table["what"][0], sep="\n")
+    if out:
+        write_text(resolve(out), table.to_csv(index=False))
 
 
 def parse_parameters(pairs: list[str]) -> dict:

@@ -21,6 +21,8 @@ import yaml
 from bidir.config import ConfigError, resolve
 from bidir.files import write_text
 
+PROJECT = Path(__file__).parents[1]  # where notebooks/ is; a worker may have been started anywhere
+
 
 def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, places: SimpleQueue | None = None) -> str:
     """One run, by papermill, in a process of its own; returns why it failed, or "".
@@ -36,14 +38,16 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
         environment |= {"OMP_NUM_THREADS": str(max(2, len(cores) or threads)), "OMP_WAIT_POLICY": "PASSIVE"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    texts = {name: yaml.safe_dump(value, default_flow_style=True, width=1000) for name, value in values.items()}
-    parameters = [f"--parameter={name}={text.strip()}" for name, text in texts.items()]  # PyYAML reads no 1e-06
+    texts = {name: yaml.safe_dump(value, default_flow_style=True, width=10**6) for name, value in values.items()}
+    parameters = [f"--parameter={name}={text.splitlines()[0]}" for name, text in texts.items()]  # YAML reads no 1e-06
     log = Path(folder) / "log.txt"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             command = [sys.executable, "-m", "bidir.cli", "train", "--end-with-parent", *parameters]
-            child = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+            child = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, cwd=PROJECT, start_new_session=True
+            )
             if cores:
                 os.sched_setaffinity(child.pid, cores)
             while child.poll() is None:
@@ -52,7 +56,7 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
                     child.wait()
                     return "stopped"
                 time.sleep(0.3)
-        if (Path(folder) / "DONE").is_file():
+        if (Path(folder) / "DONE").is_file() and (Path(folder) / "notebook.ipynb").is_file():
             return ""
         reason = _reason(child.returncode, log)
         write_text(Path(folder) / "FAILED", reason + "\n")
@@ -105,10 +109,12 @@ def dask_executor(path: str | Path) -> Iterator[tuple[Executor, dict[str, Any]]]
         raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
     cluster = None if "address" in settings else job_cluster(settings)
     try:
-        with Client(settings.get("address", cluster), timeout=20, set_as_default=False) as client:
-            yield client.get_executor(pure=False), {"threads": settings.get("threads", 0)}
+        client = Client(settings.get("address", cluster), timeout=20, set_as_default=False)
     except OSError as error:
         raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
+    try:
+        with client:
+            yield client.get_executor(pure=False), {"threads": settings.get("threads", 0)}
     finally:
         if cluster is not None:
             cluster.close()

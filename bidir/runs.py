@@ -92,7 +92,7 @@ class RunFolder:
             yield
 
     def state(self) -> str:
-        """done | running | failed | interrupted | waiting."""
+        """done | running | failed | interrupted | waiting (to be started)."""
         if self.done.is_file():
             return "done"
         if not self.path.is_dir():

@@ -121,9 +121,8 @@ def run_batch(
     Args: ``slots`` runs at a time here (0: one per GPU, else per core); ``cluster`` a file that names a Dask
     cluster instead, see ``dask_executor``. Errors: as ``check``, before the first run.
     """
-    again = ("waiting", "interrupted", "running", *(["failed"] if retry_failed else []))
     by_seed = sorted(jobs, key=lambda job: job.config.seed)  # a batch cut short then holds whole comparisons
-    left = {job.folder.run_id: job for job in by_seed if job.folder.state() in again}
+    left = {job.folder.run_id: job for job in by_seed if _to_run(job.folder, retry_failed)}
     check(list(left.values()))
     if not left:
         return plan(jobs)
@@ -147,6 +146,12 @@ def run_batch(
         finally:
             stop.unlink(missing_ok=True)
     return plan(jobs)
+
+
+def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
+    state = folder.state()
+    whole = (folder.path / "notebook.ipynb").is_file()  # its kernel may have died after the last score
+    return (state != "done" or not whole) and (state != "failed" or retry_failed)
 
 
 def write_tables(jobs: list[Job], out: str | Path) -> None:
@@ -185,5 +190,5 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
                 said += "" if score is None else f", Branch-S {100 * score:.1f}"
                 tqdm.write(f"[{done}/{total}] {run_id} {said}")
             whole.set_description(f"{done}/{total} runs")
-            whole.n = sum(steps[run_id] - first[run_id] for run_id in jobs)
+            whole.n = sum(max(0, steps[run_id] - first[run_id]) for run_id in jobs)  # a run may go back a little
             whole.refresh()

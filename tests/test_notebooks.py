@@ -1,50 +1,65 @@
 """The notebooks as a user runs them: papermill, end to end on a small generated dataset."""
 
 import base64
+import csv
 import json
 import re
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from bidir.config import ConfigError
-from bidir.execution import run_notebook, run_training, write_html
+from bidir.execution import make_figures, run_notebook, run_training, write_report
+from bidir.registry import SCHEMA, collect, grid_scores, read_registry
+from bidir.sweep import read_grid
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of papermill
 
 
 @pytest.fixture(scope="module")
-def runs(quick, workspace):
-    """The full method and the one-directional baseline, each through 10_train."""
-    folders = {"data_root": quick.data_root, "runs_dir": str(workspace / "papermill"), "device": "cpu"}
-    baseline = {"supervision": "c2s", "propagation": "par", "object_aware_decoding": False}
-    return {
-        "full method": run_training(folders, "quick"),
-        "one direction": run_training({**folders, **baseline, "iterations": 24}, "quick"),
+def batch(quick, workspace):
+    """A small batch through 20_run_ablations: its grid file, its jobs and its registry."""
+    grid, out = workspace / "grid.yaml", workspace / "registry"
+    grids = {
+        "directions": {"axes": {"supervision": ["c2s", "both"]}, "seeds": [0, 1]},
+        "interaction": {"axes": {"propagation": ["par", "bsp"]}},
     }
+    grid.write_text(yaml.safe_dump({"preset": "quick", "grids": grids}))
+    folders = {"data_root": quick.data_root, "runs_dir": str(workspace / "batch"), "device": "cpu"}
+    run_notebook(
+        "20_run_ablations", {"grid": str(grid), "out": str(out), "parameters": folders}, workspace / "20.ipynb"
+    )
+    return grid, folders, read_grid(grid, **folders), out
 
 
-def test_pseudo_labels_beat_raw_cams(runs):
-    results = json.loads((runs["full method"] / "run.json").read_text())["results"]
+@pytest.fixture(scope="module")
+def full_method(batch):
+    return next(job.folder.path for job in batch[2] if job.case == {"supervision": "both"})
+
+
+def test_pseudo_labels_beat_raw_cams(full_method):
+    results = json.loads((full_method / "run.json").read_text())["results"]
     assert results["ms/seed"] > results["ms/cam"] + 0.02
     assert results["ms/y_c"] > results["ms/cam"] + 0.02
 
 
-def test_the_executed_notebook_is_kept_and_shows_its_figures(runs):
-    book = nbformat.read(runs["full method"] / "notebook.ipynb", 4)
+def test_the_executed_notebook_is_kept_and_shows_its_figures(full_method):
+    book = nbformat.read(full_method / "notebook.ipynb", 4)
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     pictures = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 3
     assert all(len(base64.b64decode(picture)) > 10_000 for picture in pictures)
     assert not [o for o in outputs if o.output_type == "error"]
-    assert not list(runs["full method"].glob("*.failed.ipynb"))
+    assert not list(full_method.glob("*.failed.ipynb"))
 
 
-def test_a_finished_run_is_not_executed_again(runs, quick):
-    notebook = runs["full method"] / "notebook.ipynb"
+def test_a_finished_run_is_not_executed_again(batch, full_method):
+    notebook = full_method / "notebook.ipynb"
     before = notebook.stat().st_mtime_ns
-    folders = {"data_root": quick.data_root, "runs_dir": str(notebook.parents[1]), "device": "cpu"}
-    assert run_training(folders, "quick") == runs["full method"]
+    assert run_training(batch[1], "quick") == full_method
     assert notebook.stat().st_mtime_ns == before
 
 
@@ -53,7 +68,6 @@ def test_wrong_parameters_stop_before_papermill(workspace):
         run_training({"learning_rate": "1e-4"}, "quick")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [({"learnign_rate": 0.1}, "did you mean 'learning_rate'"), ({"object_aware_decoding": "true"}, "needs a bool")],
@@ -65,22 +79,98 @@ def test_wrong_parameters_given_to_papermill_itself_stop_the_notebook(tmp_path, 
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_report_is_self_contained(runs, tmp_path):
-    parameters = {"runs": {name: str(path) for name, path in runs.items()}, "out_dir": str(tmp_path), "images": [0, 5]}
-    run_notebook("40_report", parameters, tmp_path / "report.ipynb")
-    write_html(tmp_path / "report.ipynb", tmp_path / "report.html")
+def test_the_registry_is_what_the_run_folders_say(batch):
+    """Counted and read anew with the csv and json modules alone."""
+    _, _, jobs, out = batch
+    tables = read_registry(out)
+    folders = {job.folder.run_id: job.folder.path for job in jobs}
+    assert {name: list(table.columns) for name, table in tables.items()} == {n: list(c) for n, c in SCHEMA.items()}
+    assert sorted(tables["runs"]["run_id"]) == sorted(folders)
+    assert len(tables["grids"]) == len(jobs)
+    for name in ("per_class", "per_image"):
+        rows = 0
+        for run_id, folder in folders.items():
+            with open(folder / f"{name}.csv") as file:
+                written = list(csv.DictReader(file))
+            rows += len(written)
+            mine = tables[name][tables[name]["run_id"] == run_id].reset_index(drop=True)
+            column = {"per_class": "iou", "per_image": "hit"}[name]
+            for place in (0, len(written) // 2, len(written) - 1):
+                assert mine.loc[place, column] == pytest.approx(float(written[place][column] or "nan"), nan_ok=True)
+        assert len(tables[name]) == rows
+    for run_id, folder in folders.items():
+        logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        values = sum(len(row) - 2 for row in logged)  # all but step and kind
+        assert (tables["per_step"]["run_id"] == run_id).sum() == values
+    from_csv = pd.read_csv(out / "per_class.csv")
+    pd.testing.assert_frame_equal(from_csv, tables["per_class"], check_dtype=False, rtol=1e-5)
+
+
+def test_the_registry_is_rebuilt_from_folders_that_are_not_finished_too(batch, tmp_path):
+    path = tmp_path / "half"
+    path.mkdir()
+    facts = json.loads((batch[2][0].folder.path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**facts, "run_id": "half"}))
+    (path / "FAILED").write_text("the reason\n")
+    tables = collect([path, tmp_path / "nothing"])
+    assert tables["runs"][["run_id", "state", "reason"]].to_numpy().tolist() == [["half", "failed", "the reason"]]
+    assert tables["per_class"].empty
+    with pytest.raises(LookupError, match="grid 'losses' holds no finished run"):
+        grid_scores(read_registry(batch[3]), "losses")
+    with pytest.raises(FileNotFoundError, match="bidir sweep GRID --out"):
+        read_registry(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def drawn(batch):
+    return make_figures(batch[3])
+
+
+def test_figures_are_drawn_from_the_registry(batch, drawn):
+    out = batch[3]
+    not_run = {name for name, said in drawn.items() if said.startswith("not run")}
+    assert not_run == {"34_propagation", "35_sensitivity", "38_losses_and_cost"}
+    names = "fig1_qualitative fig2_directions fig3_interaction fig6_dynamics fig7a_classes fig7b_size".split()
+    runs = set(read_registry(out)["runs"]["run_id"])
+    for name in names:
+        assert all(
+            (out / "figures" / f"{name}.{kind}").stat().st_size > 0 for kind in ("png", "pdf", "svg", "md", "csv")
+        )
+        assert set(pd.read_csv(out / "figures" / f"{name}.csv")["run_id"]) <= runs
+    assert "2 seeds" in (out / "figures" / "fig2_directions.md").read_text()
+
+
+def test_a_tables_numbers_are_in_its_csv_and_in_the_runs(batch, drawn):
+    """mIoU of Branch-S under supervision both: mean of what the two runs' own files say."""
+    _, _, jobs, out = batch
+    own = [
+        json.loads((job.folder.path / "run.json").read_text())["results"]["raw/branch_s"]
+        for job in jobs
+        if job.case == {"supervision": "both"}
+    ]
+    numbers = pd.read_csv(out / "tables" / "table2_directions.csv").query("supervision == 'both'")
+    row = numbers.query("protocol == 'raw' and map == 'branch_s'").iloc[0]
+    assert len(own) == row["seeds"] == 2
+    assert row["mean"] == pytest.approx(sum(own) / 2, abs=1e-5)
+    text = f"{100 * row['mean']:.1f} ± {100 * row['half_width']:.1f}"
+    for kind in ("md", "tex"):
+        assert text in (out / "tables" / f"table2_directions.{kind}").read_text()
+    assert "not comparable" in (out / "tables" / "table2_published.md").read_text()
+
+
+def test_report_is_self_contained(batch, drawn, tmp_path):
+    write_report([batch[3]], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(?:https?:)?//", html)
-    assert len(re.findall(r"<img [^>]*src=.data:image/png;base64", html)) == 3
-    assert "full method" in html
-    scores = pd.read_csv(tmp_path / "scores.csv")
-    for name, path in runs.items():
-        own = pd.read_csv(path / "per_class.csv")
-        pd.testing.assert_frame_equal(scores[scores["run"] == name][own.columns].reset_index(drop=True), own)
-    told = json.loads((tmp_path / "runs.json").read_text())
-    assert [fact["run_id"] for fact in told] == [path.name for path in runs.values()]
-    assert str(tmp_path.parent) not in json.dumps(told)  # no path of this machine
-    plotted = pd.read_csv(tmp_path / "figures" / "scores.csv")
-    assert set(plotted["map"]) == {"cam", "seed", "y_c", "y_s", "branch_c", "branch_s"}
-    written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written >= {f"{name}.{kind}" for name in ("scores", "maps", "curves") for kind in ("png", "pdf", "svg")}
+    assert len(re.findall(r"<img [^>]*src=.data:image/png;base64", html)) == 6
+    assert "both directions instead of C → S alone" in html
+    assert html.count("Not run.") == 3
+
+
+def test_watching_a_batch(batch, tmp_path):
+    grid, folders, jobs, _ = batch
+    run_notebook("21_watch_runs", {"grid": str(grid), "parameters": folders, "refreshes": 1}, tmp_path / "21.ipynb")
+    outputs = [o for cell in nbformat.read(tmp_path / "21.ipynb", 4).cells for o in cell.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    count = len({job.folder.run_id for job in jobs})
+    assert any("done" in (text := o.get("data", {}).get("text/plain", "")) and str(count) in text for o in outputs)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import jaccard_score
 
 from bidir.cli import main
 from bidir.config import ConfigError
@@ -38,13 +39,40 @@ def test_evaluation_is_the_sum_over_single_images(run):
     labelled = counts.counts[:, :-1].numpy()
     union = labelled.sum(0) + labelled.sum(1) - labelled.diagonal()
     expected = np.mean((labelled.diagonal() / np.maximum(union, 1))[union > 0])
-    table = evaluate(network, split, split.check(masks=True, progress=False), config, progress=False)
+    scores = evaluate(network, split, split.check(masks=True, progress=False), config, progress=False)
+    table = scores.per_class
     assert mean_scores(table)["raw/branch_s"] == pytest.approx(expected, abs=2e-3)  # batched sums round differently
     written = pd.read_csv(path / "per_class.csv")
     pd.testing.assert_frame_equal(written[table.columns], table, check_exact=False, atol=2e-3)
-    limited = evaluate(network, split, split.check(True, False), config, {"raw": {"cam"}}, limit=3, progress=False)
+    limited = evaluate(network, split, split.check(True, False), config, {"raw": {"cam"}}, limit=3, progress=False)[0]
     assert limited["images"].unique().tolist() == [3]
     assert limited["map"].unique().tolist() == ["cam"]
+    summed = scores.per_image.groupby(["protocol", "map", "class"])[["hit", "true", "predicted"]].sum()
+    iou = summed["hit"] / (summed["true"] + summed["predicted"] - summed["hit"])
+    whole = table.set_index(["protocol", "map", "class"])["iou"].loc[iou.index]
+    np.testing.assert_allclose(iou, whole, rtol=1e-9)  # the images add up to the dataset
+    assert set(scores.per_image["image"]) == set(split.names)
+
+
+def test_agreement_is_the_miou_of_one_branch_against_the_other(run):
+    """Against scikit-learn's Jaccard index over all pixels that the mask does not leave out."""
+    config, path = run
+    network, _, classes = load_network(path / "checkpoint.pt")
+    split = open_split(config, "val")
+    pairs = []
+    for index in range(len(split)):
+        batch = collate([WholeImages(split)[index]])
+        found = predict_maps(network, batch, config, "raw", {"branch_s", "branch_c"})
+        kept = batch.mask != 255
+        pairs.append((found["branch_c"][kept].numpy(), found["branch_s"][kept].numpy()))
+    truth, prediction = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    seen = np.union1d(truth, prediction)
+    expected = jaccard_score(truth, prediction, labels=seen, average="macro")
+    written = pd.read_csv(path / "per_class.csv").query(
+        "protocol == 'raw' and map == 'agreement' and `class` == 'mean'"
+    )
+    assert written["iou"].item() == pytest.approx(expected, abs=2e-3)  # batched sums round differently
+    assert len(classes) + 1 >= len(seen)
 
 
 def test_evaluation_at_another_size_scores_at_the_masks_own(run):
@@ -53,7 +81,7 @@ def test_evaluation_at_another_size_scores_at_the_masks_own(run):
     split = open_split(config, "val")
     sizes = split.check(masks=True, progress=False)
     small = config.replace(eval_size=64)
-    counted = evaluate(network, split, sizes, small, {"raw": {"branch_s"}}, progress=False)
+    counted = evaluate(network, split, sizes, small, {"raw": {"branch_s"}}, progress=False).per_class
     assert len(counted) == 8
 
 

@@ -23,7 +23,7 @@ SMALL = {"iterations": 40, "scenes_train": 16, "scenes_val": 4, "eval_every": 0,
 
 
 def write_grid(path, content):
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -118,10 +118,8 @@ def batch(tmp_path_factory, workspace):
     stopped = plan(jobs)["state"].tolist()
 
     second = subprocess.Popen(command(grid, folders), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    wait_for(lambda: last_step(classified.metrics) >= 5)
-    parent = next(
-        p for p in psutil.Process(second.pid).children() if classified.run_id.split("-")[1] in " ".join(p.cmdline())
-    )
+    wait_for(lambda: last_step(classified.metrics) >= 12)
+    parent = next(p for p in psutil.Process(second.pid).children() if "--parameter=supervision=none" in p.cmdline())
     kernels(parent.pid)[0].kill()
     report = second.communicate(timeout=300)[0]
     return {"grid": grid, "folders": folders, "jobs": jobs, "taught": taught, "classified": classified, "wild": wild,
