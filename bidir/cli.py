@@ -91,11 +91,15 @@ def sweep(
 
 
 @app.command()
-def figures(results: Path, only: Annotated[str, typer.Option(help="start of a notebook's name, as 32")] = "") -> None:
+def figures(
+    results: Path,
+    only: Annotated[str, typer.Option(help="start of a notebook's name, as 32")] = "",
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, for those")] = None,
+) -> None:
     """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
     from bidir.execution import make_figures
 
-    for name, said in make_figures(results, only).items():
+    for name, said in make_figures(results, only, **parse_parameters(parameter or [])).items():
         print(f"{name}: {said}")
 
 

@@ -54,16 +54,17 @@ def run_notebook(name: str, parameters: dict[str, Any], output: Path) -> None:
     draft.replace(output)
 
 
-def make_figures(results: str | Path, only: str = "") -> dict[str, str]:
+def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
     """Execute the figure notebooks (those whose name starts with ``only``) on a registry; says what became of each.
 
     Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run".
+    ``parameters`` are the notebooks' further ones, as ``runs_dir`` of figure 1.
     """
     said = {}
     for source in sorted(resolve("notebooks").glob(f"{only or '3'}*.ipynb")):
         with TemporaryDirectory() as folder:
             try:
-                run_notebook(source.stem, {"results": str(results)}, Path(folder) / "out.ipynb")
+                run_notebook(source.stem, {"results": str(results), **parameters}, Path(folder) / "out.ipynb")
                 said[source.stem] = "written"
             except PapermillExecutionError as error:
                 if error.ename != "LookupError":

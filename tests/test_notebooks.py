@@ -123,7 +123,8 @@ def test_the_registry_is_rebuilt_from_folders_that_are_not_finished_too(batch, t
 
 @pytest.fixture(scope="module")
 def drawn(batch):
-    return make_figures(batch[3])
+    where = {"runs_dir": batch[1]["runs_dir"], "data_root": batch[1]["data_root"]}
+    return make_figures(batch[3]) | make_figures(batch[3], "31", **where)
 
 
 def test_figures_are_drawn_from_the_registry(batch, drawn):

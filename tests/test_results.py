@@ -7,37 +7,75 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bidir.registry import SCHEMA, read_registry
+from bidir.statistics import mean_interval
+
 ROOT = Path(__file__).parents[1]
-FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/summary.csv") if path.parent.name != "study")
+REGISTRIES = sorted(path.parent for path in (ROOT / "results").glob("*/grids.csv") if path.parent.name != "study")
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_tables_belong_to_recorded_runs(folder):
+@pytest.mark.parametrize("folder", REGISTRIES, ids=lambda path: path.name)
+def test_registries_hold_recorded_runs(folder):
+    tables = read_registry(folder)
+    runs = tables["runs"]
+    assert runs["git_commit"].notna().all()
+    assert not runs["git_dirty"].any()
+    assert runs["hardware"].notna().all()
+    assert runs["run_id"].is_unique
+    for name in ("per_class", "per_step", "per_image"):
+        assert set(tables[name]["run_id"]) == set(runs.loc[runs["state"] == "done", "run_id"]), name
+    for name in SCHEMA.keys() - {"per_image"}:
+        written = pd.read_csv(folder / f"{name}.csv")
+        assert len(written) == len(tables[name])
+        assert list(written.columns) == list(tables[name].columns)
+    assert not re.search(r"/(home|tmp|root|Users)/", (folder / "runs.csv").read_text())
+
+
+@pytest.mark.parametrize("folder", REGISTRIES, ids=lambda path: path.name)
+def test_tables_follow_from_the_registry(folder):
+    """The means of table 2, computed anew from the runs' scores."""
+    tables = read_registry(folder)
+    runs = tables["runs"].set_index("run_id")["supervision"]
+    cells = tables["grids"].query("grid == 'directions'")["run_id"]
+    scores = tables["per_class"].query("run_id in @cells and `class` == 'mean'")
+    scores = scores.assign(supervision=scores["run_id"].map(runs))
+    expected = mean_interval(scores, ["supervision", "protocol", "map"], "iou").set_index(
+        ["supervision", "protocol", "map"]
+    )
+    written = pd.read_csv(folder / "tables" / "table2_directions.csv").set_index(["supervision", "protocol", "map"])
+    for column in ("mean", "half_width", "seeds"):
+        pd.testing.assert_series_equal(
+            written[column], expected.loc[written.index, column], check_dtype=False, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("folder", REGISTRIES, ids=lambda path: path.name)
+def test_every_figure_has_its_caption_and_its_runs(folder):
+    runs = set(read_registry(folder)["runs"]["run_id"])
+    figures = sorted((folder / "figures").glob("*.png"))
+    assert figures
+    for figure in figures:
+        assert figure.with_suffix(".md").read_text().strip()
+        data = pd.read_csv(figure.with_suffix(".csv"))
+        if "run_id" in data:
+            assert set(data["run_id"]) <= runs, figure
+
+
+def test_tables_in_readme_are_those_in_results():
+    """A table below a link to results/.../tables/NAME.md is that file's, line by line."""
+    readme = (ROOT / "README.md").read_text()
+    linked = re.findall(r"\((results/\S+/tables/\S+\.md)\)[^\n]*\n(?:[^|\n][^\n]*\n)*\n((?:\|[^\n]*\n)+)", readme)
+    assert len(linked) >= 2
+    for name, table in linked:
+        assert table.strip() == (ROOT / name).read_text().split("\n\n")[0].strip(), name
+
+
+def test_the_long_runs_are_what_their_records_say():
+    folder = ROOT / "results" / "voc-animals-long"
     scores, runs = pd.read_csv(folder / "scores.csv"), json.loads((folder / "runs.json").read_text())
     assert set(scores["run_id"]) == {run["run_id"] for run in runs}
     for run in runs:
-        assert run["git_commit"]
         assert not run["git_dirty"]
-        assert run["hardware"]
         mine = scores[(scores["run_id"] == run["run_id"]) & (scores["class"] == "mean")]
         for row in mine.itertuples():
             assert row.iou == pytest.approx(run["results"][f"{row.protocol}/{row.map}"], abs=1e-6)
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_readme_tables_are_the_summaries(folder):
-    """A row of README's table: name, seeds, then mIoU of the maps in its header (± half width)."""
-    readme = (ROOT / "README.md").read_text()
-    table = re.search(rf"results/{folder.name}/summary\.csv.*?\n\n(\|.*?)\n\n", readme, re.S).group(1).splitlines()
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    summary = pd.read_csv(folder / "summary.csv").set_index(["run", "protocol", "map"])
-    maps = {"CAM": ("ms", "cam"), "seed": ("ms", "seed"), "Y_c": ("ms", "y_c"), "Branch-C": ("raw", "branch_c")}
-    maps |= {"Branch-S": ("raw", "branch_s"), "Branch-S ms": ("ms", "branch_s")}
-    assert len(rows) == summary.index.get_level_values("run").nunique()
-    for name, seeds, *cells in rows:
-        for title, cell in zip(header[2:], cells, strict=True):
-            wanted = summary.loc[(name, *maps[title])]
-            text = f"{100 * wanted['mean']:.1f}"
-            text += "" if pd.isna(wanted["half_width"]) else f" ± {100 * wanted['half_width']:.1f}"
-            assert cell == text
-            assert int(seeds) == wanted["seeds"]
