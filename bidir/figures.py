@@ -39,11 +39,11 @@ def use_style() -> None:
     plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 
-def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str) -> None:
+def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
     """Write ``stem`` as PNG, PDF and SVG, the plotted numbers (with their run ids) as CSV, the caption as Markdown."""
     for kind in ("png", "pdf", "svg"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
         write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
     write_text(stem.with_suffix(".csv"), data.to_csv(index=False, float_format="%.6g"))
     write_text(stem.with_suffix(".md"), caption.strip() + "\n")
@@ -139,7 +139,7 @@ def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[
     numbers = mean_interval(scores, [*by, "protocol", "map"], "iou")
     text = numbers.assign(text=[percent(*row) for row in numbers[["mean", "half_width"]].to_numpy()])
     text = text.pivot(index=by, columns=["protocol", "map"], values="text")[list(maps)]
-    text.columns = [f"{MAP_TITLES[name]} ({protocol})" for protocol, name in maps]
+    text.columns = [f"{MAP_TITLES[name].split(' (')[0].replace('$', '')} ({protocol})" for protocol, name in maps]
     seeds = numbers.groupby(by, sort=False)["seeds"].min()
     return text.loc[seeds.index].assign(seeds=seeds), numbers
 
