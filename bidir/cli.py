@@ -30,7 +30,7 @@ def study(out: str = "results/study") -> None:
 
     folder = resolve(out)
     jobs = read_grid("notebooks/grids/quick.yaml", runs_dir=str(folder / "runs"))
-    table = run_batch(jobs)
+    table = run_batch(jobs, retry_failed=True)
     lacking = table[table["state"] != "done"]
     if len(lacking):
         sys.exit(f"error: {lacking.iloc[0]['run_id']} is {lacking.iloc[0]['state']}: {lacking.iloc[0]['reason']}")
@@ -51,13 +51,13 @@ def study(out: str = "results/study") -> None:
 def train(
     preset: Annotated[str, typer.Option(help="study | quick | photos | voc")] = "study",
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML")] = None,
-    end_with_parent: Annotated[bool, typer.Option("--end-with-parent", hidden=True)] = False,
+    end_with_parent: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """One run of notebooks/10_train through papermill."""
     from bidir.execution import run_training
 
     if end_with_parent:  # a run whose batch was killed must not work on beside its successor
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_watch, args=(end_with_parent,), daemon=True).start()
     print(run_training(parse_parameters(parameter or []), preset))
 
 
@@ -79,7 +79,7 @@ def sweep(
     if dry_run:
         check(jobs)
     table = plan(jobs) if dry_run or status else run_batch(jobs, slots, cluster, retry_failed)
-    if out:
+    if out and not dry_run:
         write_tables(jobs, out)
     print(table.drop(columns="reason").to_string(index=False))
     runs = table.drop_duplicates("run_id")
@@ -99,8 +99,10 @@ def figures(
     """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
     from bidir.execution import make_figures
 
-    for name, said in make_figures(results, only, **parse_parameters(parameter or [])).items():
-        print(f"{name}: {said}")
+    said = make_figures(results, only, **parse_parameters(parameter or []))
+    print("\n".join(f"{name}: {word}" for name, word in said.items()))
+    if any(word.startswith("failed") for word in said.values()):
+        sys.exit(1)
 
 
 @app.command()

@@ -57,19 +57,24 @@ def run_notebook(name: str, parameters: dict[str, Any], output: Path) -> None:
 def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
     """Execute the figure notebooks (those whose name starts with ``only``) on a registry; says what became of each.
 
-    Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run".
-    ``parameters`` are the notebooks' further ones, as ``runs_dir`` of figure 1.
+    Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run", and what
+    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.
     """
     said = {}
     for source in sorted(resolve("notebooks").glob(f"{only or '3'}*.ipynb")):
+        name, known = source.stem, papermill.inspect_notebook(source)
+        given = {"results": str(results), **{key: value for key, value in parameters.items() if key in known}}
         with TemporaryDirectory() as folder:
             try:
-                run_notebook(source.stem, {"results": str(results), **parameters}, Path(folder) / "out.ipynb")
-                said[source.stem] = "written"
+                run_notebook(name, given, Path(folder) / "out.ipynb")
+                said[name] = "written"
             except PapermillExecutionError as error:
-                if error.ename != "LookupError":
-                    raise
-                said[source.stem] = f"not run: {error.evalue}"
+                said[name] = f"failed: {error.ename}: {error.evalue}"
+                if error.ename == "LookupError":
+                    said[name] = f"not run: {error.evalue}"
+                    for kind in ("figures/fig", "tables/table"):
+                        for old in resolve(results).glob(f"{kind}{name[1]}[_a-z]*"):
+                            old.unlink()
     return said
 
 

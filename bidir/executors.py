@@ -20,6 +20,7 @@ import yaml
 
 from bidir.config import ConfigError, resolve
 from bidir.files import write_text
+from bidir.runs import BUSY
 
 PROJECT = Path(__file__).parents[1]  # where notebooks/ is; a worker may have been started anywhere
 
@@ -33,8 +34,8 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
     cores, gpu = places.get() if places else ((), None)
     environment = dict(os.environ)
     if cores or threads:
-        # PyTorch sends 1x1 convolutions of a single thread down a slow path: two threads, that wait without
-        # spinning, are a sixth faster than one, also on one core
+        # PyTorch sends 1x1 convolutions of a single thread down a slow path: two threads that wait without
+        # spinning take a sixth less time for a forward and backward pass, also on one core
         environment |= {"OMP_NUM_THREADS": str(max(2, len(cores) or threads)), "OMP_WAIT_POLICY": "PASSIVE"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -44,7 +45,8 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
-            command = [sys.executable, "-m", "bidir.cli", "train", "--end-with-parent", *parameters]
+            said_before = output.tell()
+            command = [sys.executable, "-m", "bidir.cli", "train", f"--end-with-parent={os.getpid()}", *parameters]
             child = subprocess.Popen(
                 command, stdout=output, stderr=output, env=environment, cwd=PROJECT, start_new_session=True
             )
@@ -58,8 +60,9 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
                 time.sleep(0.3)
         if (Path(folder) / "DONE").is_file() and (Path(folder) / "notebook.ipynb").is_file():
             return ""
-        reason = _reason(child.returncode, log)
-        write_text(Path(folder) / "FAILED", reason + "\n")
+        reason = _reason(child.returncode, log.read_bytes()[said_before:].decode(errors="replace"))
+        if BUSY not in reason:  # the process that has the run goes on with it
+            write_text(Path(folder) / "FAILED", reason + "\n")
         return reason
     except OSError as error:  # a full disk, say: the batch's own report still tells
         return str(error)
@@ -68,23 +71,25 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
             places.put((cores, gpu))
 
 
-def _reason(code: int, log: Path) -> str:
+def _reason(code: int, said: str) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name} (out of memory?)"
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].split("\r")[-1] if lines else f"ended with status {code} and said nothing"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]  # splits at carriage returns too
+    return lines[-1] if lines else f"ended with status {code} and said nothing"
 
 
 @contextmanager
 def local_slots(slots: int) -> Iterator[tuple[Executor, dict[str, Any]]]:
     """An executor for this machine: as many runs at a time as slots, each pinned to its own cores and GPU."""
-    cores, gpus = sorted(os.sched_getaffinity(0)), torch.cuda.device_count()
-    slots = slots or gpus or len(cores)
-    if slots > max(len(cores), gpus):
-        raise ConfigError(f"slots = {slots}: this machine has {len(cores)} cores and {gpus} GPUs")
+    cores, count = sorted(os.sched_getaffinity(0)), torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
+    slots = slots or count or len(cores)
+    if slots > max(len(cores), count):
+        raise ConfigError(f"slots = {slots}: this machine has {len(cores)} cores and {count} GPUs")
     places: SimpleQueue = SimpleQueue()
     for slot in range(slots):
-        places.put((cores[slot::slots], str(slot % gpus) if gpus else None))
+        places.put((cores[slot::slots], gpus[slot % count] if count else None))
     with ThreadPoolExecutor(slots) as executor:
         yield executor, {"places": places}
 
@@ -101,10 +106,7 @@ def dask_executor(path: str | Path) -> Iterator[tuple[Executor, dict[str, Any]]]
     from distributed import Client
 
     path = resolve(path)
-    if not path.is_file():
-        raise ConfigError(f"cluster = {str(path)!r}: no such file")
-    settings = yaml.safe_load(path.read_text())
-    require_keys(settings, {"address", "cluster", "jobs", "options", "threads"}, path.name)
+    settings = read_yaml(path, {"address", "cluster", "jobs", "options", "threads"})
     if ("address" in settings) == ("cluster" in settings):
         raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
     cluster = None if "address" in settings else job_cluster(settings)
@@ -130,6 +132,18 @@ def job_cluster(settings: dict[str, Any]) -> Any:
     cluster = kinds[settings["cluster"]](**settings.get("options", {}))
     cluster.scale(jobs=settings.get("jobs", 1))
     return cluster
+
+
+def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:
+    """A YAML file that is a dictionary of ``keys``. Errors: ``ConfigError`` that names the file."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: not YAML ({error})") from error
+    require_keys(content, keys, path.name)
+    return content
 
 
 def require_keys(content: Any, keys: set[str], where: str) -> None:

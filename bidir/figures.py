@@ -31,6 +31,7 @@ MAP_TITLES = {
     "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
 }  # fmt: skip
 SHOWN = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # maps of a figure, by default
+UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure, the same bytes
 Maps = tuple[tuple[str, str], ...]
 
 
@@ -41,9 +42,9 @@ def use_style() -> None:
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
     """Write ``stem`` as PNG, PDF and SVG, the plotted numbers (with their run ids) as CSV, the caption as Markdown."""
-    for kind in ("png", "pdf", "svg"):
+    for kind in UNDATED:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=UNDATED[kind])
         write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
     write_text(stem.with_suffix(".csv"), data.to_csv(index=False, float_format="%.6g"))
     write_text(stem.with_suffix(".md"), caption.strip() + "\n")

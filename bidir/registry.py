@@ -16,13 +16,14 @@ from bidir.runs import read_rows
 
 SETTINGS = [field.name for field in fields(RunConfig) if field.name not in MACHINE_FIELDS]
 FACTS = {
-    "state": "done | failed | interrupted | running", "reason": "why a failed run ended",
+    "state": "done | failed | interrupted", "reason": "why a failed run ended",
     "evaluated_on": "list of the images scored", "train_images": "count", "val_images": "count",
     "seconds": "training with its validations, without the final evaluation",
     "seconds_per_step": "seconds / iterations",
     "peak_memory_mib": "largest memory, MiB: of the GPU, else resident", "hardware": "processor",
     "threads": "of a run",
     "python": "version", "torch": "version", "git_commit": "of the code", "git_dirty": "whether it was changed",
+    "earlier_commits": "code of the iterations before a resume, if other",
     "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
     "config": "JSON of all parameters",
 }  # fmt: skip
@@ -52,16 +53,19 @@ SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
 def collect(runs: list[Path]) -> dict[str, pd.DataFrame]:
     """The tables ``runs``, ``per_class``, ``per_step`` and ``per_image`` of run folders, as ``SCHEMA`` says.
 
-    Folders without a run.json are left out; the last three tables hold finished runs.
+    Folders of runs that have not started are left out; the last three tables hold finished runs.
     """
     found: dict[str, list] = {name: [] for name in ("runs", "per_class", "per_step", "per_image")}
     for folder in runs:
-        if not (folder / "run.json").is_file():
-            continue
-        facts = json.loads((folder / "run.json").read_text())
         done, failed = (folder / "DONE").is_file(), folder / "FAILED"
         state = "done" if done else "failed" if failed.is_file() else "interrupted"
         reason = failed.read_text().strip() if state == "failed" else ""
+        if not (folder / "run.json").is_file():
+            if reason:  # it failed before its first iteration
+                empty = dict.fromkeys(SCHEMA["runs"])
+                found["runs"].append({**empty, "run_id": folder.name, "state": state, "reason": reason})
+            continue
+        facts = json.loads((folder / "run.json").read_text())
         settings = {name: facts["config"][name] for name in SETTINGS}
         row = {**facts, **settings, "torch": facts["versions"]["torch"], "state": state, "reason": reason,
                "classes_all": facts["classes"], "config": json.dumps(settings)}  # fmt: skip

@@ -24,6 +24,7 @@ from bidir.files import write_bytes, write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.model.weights import WeightsError, load_matching, read_plain
 
+BUSY = "another process works on this run"
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -86,7 +87,7 @@ class RunFolder:
                 except BlockingIOError as error:
                     if time.monotonic() > until:
                         raise BlockingIOError(
-                            error.errno, f"another process works on this run since {patience:.0f} s", str(self.path)
+                            error.errno, f"{BUSY}; waited {patience:.0f} s", str(self.path)
                         ) from error
                     time.sleep(0.2)
             yield
@@ -112,7 +113,10 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest}
-        self.update({**facts, "classes": list(class_names), **provenance(device)})
+        told, before = provenance(device), self.facts()
+        if step and before.get("git_commit") != told["git_commit"]:  # a run resumed with other code says so
+            facts["earlier_commits"] = [*before.get("earlier_commits", []), before.get("git_commit")]
+        self.update({**facts, "classes": list(class_names), **told})
         self.failed.unlink(missing_ok=True)
         rows = [row for row in read_rows(self.metrics) if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))

@@ -11,6 +11,7 @@ def mean_interval(table: pd.DataFrame, by: list[str], value: str, level: float =
 
     At three seeds a t-interval of 95 % covers 95 %; a bootstrap would cover far less.
     """
+    _require_single(table, by)
     groups = table.groupby(by, sort=False)[value]
     result = groups.agg(mean="mean", half_width="sem", seeds="count").reset_index()
     result["half_width"] *= t.ppf((1 + level) / 2, (result["seeds"] - 1).where(result["seeds"] > 1))
@@ -30,6 +31,8 @@ def paired_difference(
 
     Columns as ``mean_interval``; seeds that only one side has are left out.
     """
+    for side in (first, second):
+        _require_single(table[table[column] == side], by)
     sides = [table[table[column] == side].set_index([*by, "seed"])[value] for side in (first, second)]
     difference = (sides[1] - sides[0]).dropna().rename(value).reset_index()
     return mean_interval(difference, by, value, level)
@@ -47,6 +50,14 @@ def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str]
     table.loc[higher, "reading"], table.loc[lower, "reading"] = "higher", "lower"
     table.loc[table["seeds"] < 2, "reading"] = "one seed"
     return table[["first", "second", *by, "mean", "half_width", "seeds", "reading"]]
+
+
+def _require_single(table: pd.DataFrame, by: list[str]) -> None:
+    """``ValueError`` if a seed stands twice in a group: two settings would pass for two seeds."""
+    if "seed" in table and table.duplicated([*by, "seed"]).any():
+        twice = table[table.duplicated([*by, "seed"])].iloc[0]
+        group = ", ".join(f"{name}={twice[name]}" for name in [*by, "seed"])
+        raise ValueError(f"several rows with {group}: the table mixes settings; compare them apart")
 
 
 def percent(mean: float, half_width: float = float("nan"), signed: bool = False) -> str:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from tqdm import tqdm
 
 from bidir.config import ConfigError, RunConfig, resolve
 from bidir.data import dataset_manifest, open_split
-from bidir.executors import dask_executor, execute, local_slots, require_keys
+from bidir.executors import dask_executor, execute, local_slots, read_yaml, require_keys
 from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.registry import collect, write_registry
 from bidir.runs import RunFolder, last_step
-from bidir.training import check_data
+from bidir.training import check_data, check_machine
 
 FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
 DATA_FIELDS = [field.name for field in fields(RunConfig)]
@@ -47,21 +48,13 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
     grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``.
     """
     path, jobs, manifests = resolve(path), [], {}
-    if not path.is_file():
-        raise ConfigError(f"grid = {str(path)!r}: no such file")
-    content = yaml.safe_load(path.read_text())
-    require_keys(content, FILE_KEYS, f"{path.name}")
-    if not content.get("grids"):
+    content = read_yaml(path, FILE_KEYS)
+    if not isinstance(content.get("grids"), dict) or not content["grids"]:
         raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
     for name, grid in content["grids"].items():
-        where = f"{path.name}, grid {name!r}"
-        require_keys(grid, GRID_KEYS, where)
-        seeds, axes = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {})
-        wrong = {key: v for key, v in {**axes, "seeds": seeds}.items() if not isinstance(v, list) or not v}
-        if wrong:
-            raise ConfigError(f"{where}: {wrong} needs to be a list that is not empty")
-        fixed = {**content.get("fixed", {}), **grid.get("fixed", {}), **overrides}
-        for case in grid.get("cases", [{}]):
+        where, first = f"{path.name}, grid {name!r}", len(jobs)
+        fixed, seeds, axes, cases = _parts(content, grid, overrides, where)
+        for case in cases:
             for values in product(*axes.values()):
                 cell = {**case, **dict(zip(axes, values, strict=True))}
                 for seed in seeds:
@@ -75,7 +68,30 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
                     if key not in manifests:
                         manifests[key] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
                     jobs.append(Job(name, cell, config, RunFolder(config, manifests[key])))
+        twice = Counter(job.folder.run_id for job in jobs[first:]).most_common(1)[0]
+        if twice[1] > 1:
+            raise ConfigError(f"{where}: two of its cells or seeds are one run, {twice[0]}; it would count twice")
     return jobs
+
+
+def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> tuple[dict, list, dict, list]:
+    """A grid's fixed parameters, seeds, axes and cases. Errors: ``ConfigError``."""
+    require_keys(grid, GRID_KEYS, where)
+    seeds, axes, cases = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {}), grid.get("cases", [{}])
+    parts = [content.get("fixed", {}), grid.get("fixed", {}), axes, *(cases if isinstance(cases, list) else [cases])]
+    wrong = [part for part in parts if not isinstance(part, dict)]
+    if wrong:
+        raise ConfigError(f"{where}: {wrong[0]!r} needs to be a dictionary from parameter to value")
+    lists = {**axes, "seeds": seeds, "cases": cases}
+    wrong = [key for key, values in lists.items() if not isinstance(values, list) or not values]
+    if wrong:
+        raise ConfigError(f"{where}: {wrong[0]} = {lists[wrong[0]]!r} needs to be a list that is not empty")
+    if any("seed" in part for part in [*parts, overrides]):
+        raise ConfigError(f"{where}: seed is set by the list seeds")
+    set_here = set(axes).union(*cases) & overrides.keys()
+    if set_here:
+        raise ConfigError(f"{where}: {sorted(set_here)[0]} varies there and cannot be given for all runs")
+    return {**parts[0], **parts[1], **overrides}, seeds, axes, cases
 
 
 def plan(jobs: list[Job]) -> pd.DataFrame:
@@ -95,8 +111,9 @@ def plan(jobs: list[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def check(jobs: list[Job]) -> None:
-    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights.
+def check(jobs: list[Job], here: bool = True) -> None:
+    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights,
+    and, if the runs take place ``here``, lacking hardware and packages.
 
     Errors: ``ConfigError``, ``DataError``, ``WeightsError``.
     """
@@ -109,6 +126,8 @@ def check(jobs: list[Job]) -> None:
         check_data(open_split(config, "train"), open_split(config, "val"), config, progress=False)
     for config in models.values():
         DualBranchNetwork(config, 2)
+    for job in jobs if here else ():
+        check_machine(job.config)
 
 
 def run_batch(
@@ -123,15 +142,17 @@ def run_batch(
     """
     by_seed = sorted(jobs, key=lambda job: job.config.seed)  # a batch cut short then holds whole comparisons
     left = {job.folder.run_id: job for job in by_seed if _to_run(job.folder, retry_failed)}
-    check(list(left.values()))
+    check(list(left.values()), here=not cluster)
     if not left:
         return plan(jobs)
     runs_dir = next(iter(left.values())).folder.path.parent
     stop = runs_dir / f"STOP-{os.getpid()}"
+    stop.unlink(missing_ok=True)
     with dask_executor(cluster) if cluster else local_slots(slots) as (executor, options):
         futures = {}
         for run_id, job in left.items():
-            values = {**vars(job.config), "runs_dir": str(runs_dir), "data_root": str(resolve(job.config.data_root))}
+            places = {"runs_dir": str(job.folder.path.parent), "data_root": str(resolve(job.config.data_root))}
+            values = {**vars(job.config), **places}
             futures[executor.submit(execute, values, str(job.folder.path), str(stop), **options)] = run_id
         try:
             _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
@@ -140,9 +161,9 @@ def run_batch(
             write_text(stop, "")
             for future in futures:
                 future.cancel()
-            until = time.monotonic() + 30
-            while any(f.running() for f in futures) and time.monotonic() < until:
-                time.sleep(0.2)
+            until = time.monotonic() + 30  # the futures of a cluster do not say whether they are running
+            while any(job.folder.state() == "running" for job in left.values()) and time.monotonic() < until:
+                time.sleep(0.5)
         finally:
             stop.unlink(missing_ok=True)
     return plan(jobs)
@@ -158,7 +179,26 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
     """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to."""
     folders = list(dict.fromkeys(job.folder.path for job in jobs))
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
-    write_registry({**collect(folders), "grids": grids}, out)
+    tables = {**collect(folders), "grids": grids}
+    known, now = resolve(out) / "runs.parquet", int((tables["runs"]["state"] == "done").sum())
+    before = int((pd.read_parquet(known)["state"] == "done").sum()) if known.is_file() else 0
+    if before > now:
+        raise ConfigError(
+            f"{out} holds {before} finished runs, {now} were found; delete it to write a smaller registry"
+        )
+    write_registry(tables, out)
+
+
+def _outcome(future: Future, folder: RunFolder) -> str:
+    """Why a run failed, or "". A failure of the cluster itself is written down here: nobody else was left to."""
+    if future.cancelled():
+        return "cancelled"
+    if future.exception() is None:
+        return future.result()
+    reason = f"{type(future.exception()).__name__}: {future.exception()}"
+    with suppress(OSError):
+        write_text(folder.failed, reason + "\n")
+    return reason
 
 
 def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
@@ -185,7 +225,7 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
                     bars.pop(run_id).close()
                 facts = jobs[run_id].folder.facts()
                 score = facts.get("results", {}).get("raw/branch_s")
-                error = "" if future.cancelled() else str(future.exception() or future.result())
+                error = _outcome(future, jobs[run_id].folder)
                 said = f"failed: {error}" if error else f"done in {facts.get('seconds', 0):.0f} s"
                 said += "" if score is None else f", Branch-S {100 * score:.1f}"
                 tqdm.write(f"[{done}/{total}] {run_id} {said}")

@@ -151,10 +151,7 @@ def loop(
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """The device, precision and processes of the run. Errors: ``ConfigError`` if there is no GPU to use."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
-    if config.tensorboard and not find_spec("tensorboard"):
-        raise ConfigError("tensorboard = True, but it is not installed: pip install 'bidir[tensorboard]'")
+    check_machine(config)
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # which branch runs depends on the step
     try:
         return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
@@ -163,6 +160,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here; "
             f"if an earlier run of this process used others, restart the kernel ({error})"
         ) from error
+
+
+def check_machine(config: RunConfig) -> None:
+    """``ConfigError`` if the configuration asks for a GPU or a package that is not here."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
+    if config.tensorboard and not find_spec("tensorboard"):
+        raise ConfigError("tensorboard = True, but it is not installed: pip install 'bidir[tensorboard]'")
 
 
 def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:

@@ -53,6 +53,17 @@ def test_comparison_says_what_its_interval_says(scores):
     assert compare(scores[scores["seed"] == 0], "supervision", pairs[:1], ["map"])["reading"].tolist() == ["one seed"]
 
 
+def test_a_table_that_mixes_settings_is_refused(scores):
+    """Two rows of one seed in one group would count as two seeds."""
+    mixed = pd.concat([scores, scores.assign(iou=0.1)])
+    for wrong in (
+        lambda: mean_interval(mixed, ["supervision"], "iou"),
+        lambda: paired_difference(mixed, "supervision", "c2s", "both", ["map"], "iou"),
+    ):
+        with pytest.raises(ValueError, match="several rows with"):
+            wrong()
+
+
 def test_percent():
     assert percent(0.4489, 0.0123) == "44.9 ± 1.2"
     assert percent(-0.012, float("nan"), signed=True) == "-1.2"

@@ -60,11 +60,40 @@ def test_cells_are_all_combinations_of_axes_and_cases(tmp_path, folders):
         ({"grids": {"a": {"axes": {"supervison": ["c2s"]}}}}, "did you mean 'supervision'"),
         ({"grids": {"a": {"axes": {"sigma_c": ["1e-4"]}}}}, "without quotes"),
         ({"preset": "huge", "grids": {"a": {}}}, "preset = 'huge'"),
+        ({"fixed": None, "grids": {"a": {}}}, "needs to be a dictionary"),
+        ({"grids": ["a"]}, "needs grids"),
+        ({"grids": {"a": {"cases": {"lambda_c2s": 0.1}}}}, "needs to be a list"),
+        ({"grids": {"a": {"cases": []}}}, "needs to be a list that is not empty"),
+        ({"grids": {"a": {"axes": {"seed": [0, 1]}}}}, "seed is set by the list seeds"),
     ],
 )
 def test_a_wrong_grid_is_one_clear_error(tmp_path, content, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         read_grid(write_grid(tmp_path / "grid.yaml", content))
+
+
+def test_a_run_cannot_stand_for_two_seeds_or_cells(tmp_path, folders):
+    """Twice the same run would pass for two independent ones and narrow every interval."""
+    for grid in ({"seeds": [0, 0]}, {"cases": [{}, {"lambda_c2s": 0.7}]}):  # 0.7 is the default
+        path = write_grid(tmp_path / "g.yaml", {"preset": "quick", "fixed": SMALL, "grids": {"a": grid}})
+        with pytest.raises(ConfigError, match="it would count twice"):
+            read_grid(path, **folders)
+    path = write_grid(tmp_path / "g.yaml", {"fixed": SMALL, "grids": {"a": {"axes": {"supervision": ["c2s"]}}}})
+    with pytest.raises(ConfigError, match="supervision varies there"):
+        read_grid(path, **folders, supervision="none")
+    path.write_text("grids: {a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_grid(path)
+
+
+def test_slots_are_pinned_to_the_devices_the_caller_was_given(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with local_slots(0) as (_, options):
+        places = [options["places"].get() for _ in range(2)]
+    assert [gpu for _, gpu in places] == ["2", "3"]
+    cores = [core for mine, _ in places for core in mine]
+    assert sorted(cores) == sorted(os.sched_getaffinity(0))
 
 
 def test_nothing_starts_if_one_run_could_not(tmp_path, folders):
