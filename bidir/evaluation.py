@@ -125,6 +125,7 @@ def evaluate(
     names_of_classes = ("background", *split.class_names)
 
     def count(key: tuple[str, str], prediction: Tensor, truth: Tensor, index: Tensor) -> None:
+        """Add a batch to the matrix of ``key``, and its images' pixels where they are kept."""
         total = matrices.setdefault(key, ConfusionMatrix(len(split.class_names)))
         for one, real, i in zip(prediction, truth, index.tolist(), strict=True):
             matrix = ConfusionMatrix(len(split.class_names))

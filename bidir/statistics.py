@@ -31,10 +31,11 @@ def paired_difference(
 
     Columns as ``mean_interval``; seeds that only one side has are left out.
     """
-    for side in (first, second):
-        _require_single(table[table[column] == side], by)
-    sides = [table[table[column] == side].set_index([*by, "seed"])[value] for side in (first, second)]
-    difference = (sides[1] - sides[0]).dropna().rename(value).reset_index()
+    sides = [table[table[column] == side] for side in (first, second)]
+    for side in sides:
+        _require_single(side, by)
+    before, after = (side.set_index([*by, "seed"])[value] for side in sides)
+    difference = (after - before).dropna().rename(value).reset_index()
     return mean_interval(difference, by, value, level)
 
 
