@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ def study(out: str = "results/study") -> None:
     from bidir.execution import make_figures, write_report
     from bidir.sweep import read_grid, run_batch, write_tables
 
+    _stop_cleanly()
     folder = resolve(out)
     jobs = read_grid("notebooks/grids/quick.yaml", runs_dir=str(folder / "runs"))
     table = run_batch(jobs, retry_failed=True)
@@ -75,6 +77,7 @@ def sweep(
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
     from bidir.sweep import check, plan, read_grid, run_batch, write_tables
 
+    _stop_cleanly()
     jobs = read_grid(grid, **parse_parameters(parameter or []))
     if dry_run:
         check(jobs)
@@ -160,6 +163,11 @@ def parse_parameters(pairs: list[str]) -> dict:
     if wrong:
         raise ConfigError(f"-p {wrong[0]}: write it as name=value")
     return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def _stop_cleanly() -> None:
+    """Take the signal by which queueing systems end a job for Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _watch(parent: int) -> None:

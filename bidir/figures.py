@@ -22,7 +22,7 @@ from bidir.evaluation import predict_maps
 from bidir.files import write_bytes, write_text
 from bidir.overlay import draw_overlay
 from bidir.runs import load_network, read_rows
-from bidir.statistics import mean_interval, percent, t_interval
+from bidir.statistics import compare, mean_interval, percent, t_interval
 from bidir.supervision import nearest
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one column of a paper, and its two
@@ -58,6 +58,19 @@ def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: s
     write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
     write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
+
+
+def save_differences(scores: pd.DataFrame, column: str, pairs: list[tuple], maps: Maps, stem: Path) -> pd.DataFrame:
+    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does."""
+    pairs = [pair for pair in pairs if {*pair} <= set(scores[column])]
+    wanted = scores[[key in maps for key in zip(scores["protocol"], scores["map"], strict=True)]]
+    numbers = compare(wanted, column, pairs, ["protocol", "map"])
+    said = [percent(*row, signed=True) for row in numbers[["mean", "half_width"]].to_numpy()]
+    text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"], difference=said)
+    text = text.set_index("comparison")[["protocol", "map", "difference", "seeds", "reading"]]
+    told = "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval."
+    save_table(text, numbers, stem, told)
+    return text
 
 
 def plot_seeds(axis: Axes, table: pd.DataFrame, x: str, value: str, order: list, hue: str | None = None) -> None:

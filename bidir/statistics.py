@@ -53,6 +53,12 @@ def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str]
     return table[["first", "second", *by, "mean", "half_width", "seeds", "reading"]]
 
 
+def seed_count(seeds: pd.Series) -> str:
+    """How many seeds there are, from the counts of groups: ``3 seeds``, or ``3 to 5 seeds`` where they differ."""
+    least, most = int(seeds.min()), int(seeds.max())
+    return f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
+
+
 def _require_single(table: pd.DataFrame, by: list[str]) -> None:
     """``ValueError`` if a seed stands twice in a group: two settings would pass for two seeds."""
     if "seed" in table and table.duplicated([*by, "seed"]).any():

@@ -21,7 +21,7 @@ from bidir.data import dataset_manifest, open_split
 from bidir.executors import dask_executor, execute, local_slots, read_yaml, require_keys
 from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
-from bidir.registry import collect, write_registry
+from bidir.registry import collect, read_registry, write_registry
 from bidir.runs import RunFolder, last_step
 from bidir.training import check_data, check_machine
 
@@ -176,17 +176,22 @@ def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
 
 
 def write_tables(jobs: list[Job], out: str | Path) -> None:
-    """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to."""
-    folders = list(dict.fromkeys(job.folder.path for job in jobs))
+    """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to.
+
+    Runs that ``out`` already holds as finished stay, though their folders be gone or on another machine: a run's id
+    names its configuration and its data.
+    """
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
-    tables = {**collect(folders), "grids": grids}
-    known, now = resolve(out) / "runs.parquet", int((tables["runs"]["state"] == "done").sum())
-    before = int((pd.read_parquet(known)["state"] == "done").sum()) if known.is_file() else 0
-    if before > now:
-        raise ConfigError(
-            f"{out} holds {before} finished runs, {now} were found; delete it to write a smaller registry"
-        )
-    write_registry(tables, out)
+    tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
+    if (resolve(out) / "runs.parquet").is_file():
+        before = read_registry(out)
+        done = set(before["runs"].query("state == 'done'")["run_id"]) & set(grids["run_id"])
+        kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
+        for name, table in tables.items():
+            parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
+            tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        grids.loc[grids["run_id"].isin(kept), "state"] = "done"
+    write_registry({**tables, "grids": grids}, out)
 
 
 def _outcome(future: Future, folder: RunFolder) -> str:

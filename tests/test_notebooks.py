@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 
 import nbformat
 import pandas as pd
@@ -14,7 +15,7 @@ from papermill.exceptions import PapermillExecutionError
 from bidir.config import ConfigError
 from bidir.execution import make_figures, run_notebook, run_training, write_report
 from bidir.registry import SCHEMA, collect, grid_scores, read_registry
-from bidir.sweep import read_grid
+from bidir.sweep import read_grid, write_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of papermill
 
@@ -119,6 +120,25 @@ def test_the_registry_is_rebuilt_from_folders_that_are_not_finished_too(batch, t
         grid_scores(read_registry(batch[3]), "losses")
     with pytest.raises(FileNotFoundError, match="bidir sweep GRID --out"):
         read_registry(tmp_path)
+
+
+def test_finished_runs_stay_in_a_registry_when_their_folders_are_gone(batch, tmp_path):
+    grid, folders, jobs, out = batch
+    copy, half = tmp_path / "registry", tmp_path / "runs"
+    shutil.copytree(out, copy)
+    half.mkdir()
+    gone = {job.folder.run_id for job in jobs[1:]} - {jobs[0].folder.run_id}
+    (half / jobs[0].folder.run_id).symlink_to(jobs[0].folder.path)
+    write_tables(read_grid(grid, **{**folders, "runs_dir": str(half)}), copy)
+    before, after = read_registry(out), read_registry(copy)
+    assert len(gone) == len(before["runs"]) - 1
+    for name, table in before.items():
+        order = [column for column in table.columns if column in ("run_id", "grid", "seed", "step", "name")]
+        one, other = (t.sort_values(order, kind="stable", ignore_index=True) for t in (table, after[name]))
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    (half / jobs[0].folder.run_id).unlink()
+    write_tables(read_grid(grid, **{**folders, "runs_dir": str(half)}, lambda_c2s=0.3), copy)
+    assert read_registry(copy)["runs"].empty  # other settings are other runs
 
 
 @pytest.fixture(scope="module")
