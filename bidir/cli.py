@@ -1,4 +1,4 @@
-"""The command line: ``bidir study``, ``train``, ``sweep``, ``figures``, ``report``, ``predict``, ``pseudo-masks``."""
+"""The command line: one command per thing to do, each a few lines over the package."""
 
 from __future__ import annotations
 
@@ -115,6 +115,42 @@ def report(results: list[Path], out: Path = Path("results/report.html")) -> None
 
     write_report(results, resolve(out))
     print(out)
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="voc | coco")],
+    source: Annotated[Path, typer.Argument(help="the dataset as published")],
+    out: Annotated[Path, typer.Argument(help="folder to make: what data_root then names")],
+    sbd: Annotated[Path | None, typer.Option(help="SBD as published: adds the list train_aug")] = None,
+    download: Annotated[bool, typer.Option("--download", help="fetch VOC and SBD where they are lacking")] = False,
+    any_count: Annotated[bool, typer.Option("--any-count", help="accept other counts than the published")] = False,
+) -> None:
+    """VOC 2012 or COCO 2014 to the layout that training reads: lists, masks, image labels, manifest."""
+    from bidir.data.prepare import prepare_coco, prepare_voc
+
+    if dataset not in ("voc", "coco"):
+        raise ConfigError(f"dataset = {dataset!r}: choose voc or coco")
+    if dataset == "coco" and (sbd or download):
+        raise ConfigError("coco takes neither --sbd nor --download; see cocodataset.org for its archives")
+    done = (
+        prepare_voc(source, out, sbd, download, any_count) if dataset == "voc" else prepare_coco(source, out, any_count)
+    )
+    print(f"{done}: see manifest.json; train with -p dataset=voc -p data_root={out}")
+
+
+@app.command("check-data")
+def check_data(
+    preset: str = "study",
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value")] = None,
+) -> None:
+    """Look at every file of a dataset: class balance, sizes, and all problems at once."""
+    from bidir.data import open_split
+    from bidir.data.split import describe
+
+    config = RunConfig.from_parameters(parse_parameters(parameter or []), preset)
+    for part in ("train", "val"):
+        print(f"{part}: {describe(open_split(config, part))}\n")
 
 
 @app.command()

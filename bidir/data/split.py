@@ -95,7 +95,7 @@ class Split:
     def check(self, masks: bool, progress: bool = True) -> np.ndarray:
         """Decode every image (and mask, if told so) once; returns sizes (images, 2) as height, width.
 
-        Errors: ``DataError`` that lists the first problems, all files having been looked at.
+        Errors: ``DataError`` that lists all problems, all files having been looked at.
         """
 
         def look(index: int) -> tuple[int, int] | str:
@@ -111,9 +111,23 @@ class Split:
             found = list(tqdm(pool.map(look, range(len(self))), "check images", len(self), disable=not progress))
         problems = [item for item in found if isinstance(item, str)]
         if problems:
-            more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise DataError("\n".join(problems[:10]) + more)
+            raise DataError("\n".join(problems))
         return np.array(found)
+
+
+def describe(split: Split) -> str:
+    """Counts, sizes and class balance of a split, all its files having been looked at. Errors: as ``Split.check``."""
+    sizes = split.check(masks=split.masks is not None)
+    shapes = " ".join(f"{name} {low:.0f}/{mid:.0f}/{high:.0f}" for name, (low, mid, high) in
+                      zip(("height", "width"), np.percentile(sizes, (0, 50, 100), axis=0).T, strict=True))  # fmt: skip
+    masks = "with masks" if split.masks else "without masks"
+    lines = [
+        f"{len(split)} images {masks}, {shapes} px (least/median/most), {split.labels.sum(1).mean():.2f} classes each"
+    ]
+    counts = split.labels.sum(0)
+    lines += [f"  {name:>16} {count:6d} images {count / len(split):6.1%}" + ("  <- none" if count == 0 else "")
+              for name, count in zip(split.class_names, counts, strict=True)]  # fmt: skip
+    return "\n".join(lines)
 
 
 def label_matrix(labels: list[list[str]], class_names: tuple[str, ...]) -> np.ndarray:
