@@ -2,6 +2,7 @@
 
 from bidir.config import PRESETS, ConfigError, RunConfig
 from bidir.data import DataError, open_split
+from bidir.exchange import export_model
 from bidir.prediction import export_pseudo_masks, predict
 from bidir.runs import load_network
 from bidir.training import fit
@@ -11,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "RunConfig",
+    "export_model",
     "export_pseudo_masks",
     "fit",
     "load_network",

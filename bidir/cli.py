@@ -179,6 +179,34 @@ def pseudo_masks(checkpoint: Path, part: str, out: Path, map: str = "seed", prot
     print(f"{len(export_pseudo_masks(checkpoint, part, out, map, protocol))} masks in {out}")
 
 
+@app.command("import")
+def import_(
+    weights: Annotated[Path, typer.Argument(help="a state dict of the reference implementation")],
+    out: Annotated[Path, typer.Argument(help="checkpoint.pt to write")],
+    classes: Annotated[Path | None, typer.Option(help="names, background first; default: VOC's twenty")] = None,
+    preset: str = "voc",
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value")] = None,
+) -> None:
+    """A checkpoint of the reference implementation as one of ours, every tensor accounted for."""
+    from bidir.data.voc import known_classes
+    from bidir.exchange import import_reference
+
+    config = RunConfig.from_parameters(parse_parameters(parameter or []), preset)
+    print(import_reference(weights, out, config, tuple(known_classes(classes))))
+
+
+@app.command()
+def export(
+    checkpoint: Path,
+    out: Path,
+    push_to: Annotated[str, typer.Option(help="user/name on the hub, to upload it to")] = "",
+) -> None:
+    """A model as safetensors with its configuration and a model card; load_network(OUT) loads it back."""
+    from bidir.exchange import export_model
+
+    print(export_model(checkpoint, out, push_to))
+
+
 @app.command()
 def benchmark(
     out: Annotated[Path | None, typer.Option(help="CSV to write, as results/scenes/cost.csv")] = None,

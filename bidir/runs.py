@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import torch
 from bidir.config import ConfigError, RunConfig, resolve
 from bidir.files import write_bytes, write_text
 from bidir.model.network import DualBranchNetwork
-from bidir.model.weights import WeightsError, load_matching, read_plain
+from bidir.model.weights import WeightsError, from_hub, load_matching, load_tensors, read_plain
 
 BUSY = "another process works on this run"
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
@@ -190,8 +191,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
-    """The trained network of a checkpoint in eval mode, its configuration and its class names."""
-    content = load_checkpoint(path)
+    """A trained network in eval mode, its configuration and its class names.
+
+    ``path``: a checkpoint, a folder that ``export_model`` wrote, or the name of such a one on the hub (``user/name``).
+    Errors: ``WeightsError``.
+    """
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not Path(path).exists() and Path(path).suffix != ".pt"
+    folder = from_hub(str(path)) if on_hub else Path(path)
+    content = _exported(folder) if folder.is_dir() else load_checkpoint(folder)
     try:
         config = RunConfig.from_parameters(json.loads(content["config"]))
     except ConfigError as error:
@@ -199,3 +206,11 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwo
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(content["classes"]))
     load_matching(network, content["model"], str(path))
     return network.to(device, memory_format=torch.channels_last).eval(), config, tuple(content["classes"])
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """What ``load_checkpoint`` gives, of a folder that ``export_model`` wrote. Errors: ``WeightsError``."""
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder}: no config.json in it; give a checkpoint.pt or a folder that bidir export wrote")
+    told = json.loads((folder / "config.json").read_text())
+    return {**told, "config": json.dumps(told["config"]), "model": load_tensors(folder / "model.safetensors")}

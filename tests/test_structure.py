@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = """config files palette data.split data.creatures data.scenes data.voc data.prepare data data.loader
 model.mix_transformer model.weights model.encoders model.network seeds.par seeds.affinity seeds.maps seeds.propagation
-losses schedule supervision metrics evaluation runs training benchmark overlay prediction
+losses schedule supervision metrics evaluation runs exchange training benchmark overlay prediction
 registry executors sweep statistics figures execution cli""".split()
 
 

@@ -33,7 +33,7 @@ def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
     masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
     if not any(mask.is_file() for mask in masks):  # hidden, as of a test list
         masks = None
-    known = _known_classes(root)
+    known = known_classes(root / "classes.txt")
     class_names = _subset(config.classes, known)
     labels = _read_labels(config, root, names, masks, known)
     ids = tuple(1 + known.index(name) for name in class_names)
@@ -94,9 +94,9 @@ def require(paths: list[Path] | tuple[Path, ...], why: str) -> None:
         raise DataError(f"{missing[0]}: missing{more}, {why}; add the file or take it off the list")
 
 
-def _known_classes(root: Path) -> list[str]:
-    path = root / "classes.txt"
-    return path.read_text().split()[1:] if path.is_file() else list(VOC_CLASSES)
+def known_classes(path: Path | None) -> list[str]:
+    """The names in a ``classes.txt``, without the background it begins with; VOC's twenty if there is no file."""
+    return path.read_text().split()[1:] if path and path.is_file() else list(VOC_CLASSES)
 
 
 def _subset(classes: tuple[str, ...], known: list[str]) -> tuple[str, ...]:

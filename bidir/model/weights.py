@@ -70,7 +70,11 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     if weights == "random":
         return
     if name.startswith("mit_"):
-        path = _mit_from_hub(name) if weights == "imagenet" else resolve(weights)
+        path = (
+            from_hub(f"nvidia/{name.replace('_', '-')}", "pytorch_model.bin")
+            if weights == "imagenet"
+            else resolve(weights)
+        )
         load_matching(encoder, mix_transformer_state(load_tensors(path)), str(path))
         return
     if weights == "imagenet" and name == "tf_efficientnet_lite0":
@@ -90,7 +94,7 @@ def mix_transformer_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Separate keys and values are packed, key first; classifier and decoder entries are dropped.
     """
-    renamed = {_our_name(name): value for name, value in state.items()}
+    renamed = {our_name(name): value for name, value in state.items()}
     for name in [name for name in renamed if ".key." in name]:
         parts = [renamed.pop(name), renamed.pop(name.replace(".key.", ".value."))]
         renamed[name.replace(".key.", ".kv.")] = torch.cat(parts)
@@ -124,24 +128,24 @@ RENAMES = (
 )
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
     """``block1.0.attn.q.weight`` and its likes -> ``stages.0.blocks.0.attention.q.weight``."""
     for pattern, new in RENAMES:
         name = re.sub(pattern, new, name)
     return name
 
 
-def _mit_from_hub(name: str) -> Path:
+def from_hub(repository: str, file: str = "") -> Path:
+    """A file of a repository on the hub, or the folder of all its files. Errors: ``WeightsError``."""
     try:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(f"nvidia/{name.replace('_', '-')}", "pytorch_model.bin"))
+        from huggingface_hub import hf_hub_download, snapshot_download
     except ImportError as error:
-        raise WeightsError(f"ImageNet weights of {name} come from the hub: pip install 'bidir[hub]'") from error
+        raise WeightsError(f"{repository} is on the hub, which needs its client: pip install 'bidir[hub]'") from error
+    try:
+        return Path(hf_hub_download(repository, file) if file else snapshot_download(repository))
     except Exception as error:  # the hub's client raises many kinds, most of them network errors
         raise WeightsError(
-            f"ImageNet weights of {name} could not be fetched from the hub ({type(error).__name__}); "
-            "set encoder_weights to the path of a file you have, or to random"
+            f"{repository} could not be fetched from the hub ({type(error).__name__}); give the path of a file you have"
         ) from error
 
 
