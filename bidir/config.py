@@ -92,6 +92,8 @@ class RunConfig:
     # --- machine: does not change what is computed, so not part of the run's name
     runs_dir: str = "results/runs"  # where the run's folder is made
     device: str = "auto"  # auto | cpu | cuda
+    processes: int = 1  # GPUs (or CPU processes) that share every batch; 1 under accelerate launch, which has its own
+    images_per_pass: int = 0  # images a process takes through the network at once, to save memory; 0: its whole share
     num_workers: int = 0  # loader processes; any number gives the same batches
     tensorboard: bool = False  # also write TensorBoard events
 
@@ -140,7 +142,9 @@ class RunConfig:
 
 
 LITERALS = (str, int, float, list, tuple, dict, type(None))
-MACHINE_FIELDS = frozenset("data_root runs_dir device num_workers tensorboard checkpoint_every".split())
+MACHINE_FIELDS = frozenset(
+    "data_root runs_dir device processes images_per_pass num_workers tensorboard checkpoint_every".split()
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "study": {},
@@ -184,7 +188,7 @@ AT_LEAST = {
     "head_lr_factor": 0, "weight_decay": 0, "warmup_iterations": 0, "warmup_lr": 0, "grad_clip": 0,
     "lambda_c2s": 0, "lambda_s2c": 0, "lambda_aff": 0, "c2s_start": 0, "s2c_start": 0,
     "propagation_start": 0, "eval_every": 0, "eval_images": 0, "eval_size": 0, "num_workers": 0,
-    "scenes_part_size": 0.1, "seed": 0, "scenes_seed": 0,
+    "scenes_part_size": 0.1, "seed": 0, "scenes_seed": 0, "processes": 1, "images_per_pass": 0,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from bidir import processes
 from bidir.config import RunConfig
 from bidir.data.loader import Batch, WholeImages, make_loader, same_size_batches
 from bidir.data.split import IGNORE, Split
@@ -110,27 +112,29 @@ def evaluate(
     """Scores over a split, one confusion matrix per map; beside ``MAPS`` also the branches' agreement.
 
     Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
-    ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in
-    ``predict_maps``. Nothing is kept but the confusion matrices.
+    ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in ``predict_maps``.
+    Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one.
     """
     wanted = wanted or {protocol: set(MAPS) for protocol in PROTOCOLS}
     if 0 < limit < len(split):
         chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
         split, sizes = split.select(chosen), sizes[chosen]
     device = next(network.parameters()).device
-    batches = same_size_batches(sizes, config.batch_size)
+    batches = same_size_batches(sizes, config.batch_size)[processes.rank() :: processes.count()]
     loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
-    matrices: dict[tuple[str, str], ConfusionMatrix] = {}
+    keys = [(protocol, name) for protocol, names in wanted.items() for name in (*MAPS, "agreement")
+            if name in names or (name == "agreement" and {"branch_c", "branch_s"} <= names)]  # fmt: skip
+    keys = [key for key in keys if key != ("ms", "y_s")]  # Branch-S teaches from one pass
+    matrices = {key: ConfusionMatrix(len(split.class_names)) for key in keys}
     images: list[tuple] = []
     names_of_classes = ("background", *split.class_names)
 
     def count(key: tuple[str, str], prediction: Tensor, truth: Tensor, index: Tensor) -> None:
         """Add a batch to the matrix of ``key``, and its images' pixels where they are kept."""
-        total = matrices.setdefault(key, ConfusionMatrix(len(split.class_names)))
         for one, real, i in zip(prediction, truth, index.tolist(), strict=True):
             matrix = ConfusionMatrix(len(split.class_names))
             matrix.update(one, real)
-            total.counts += matrix.counts
+            matrices[key].counts += matrix.counts
             if key in PER_IMAGE:
                 rows = zip(names_of_classes, *(n.int().tolist() for n in matrix.pixels()), strict=True)
                 images.extend((split.names[i], *key, *row) for row in rows if row[2] or row[3])
@@ -145,6 +149,9 @@ def evaluate(
             if {"branch_c", "branch_s"} <= full.keys():
                 other = full["branch_c"].masked_fill(batch.mask == IGNORE, IGNORE)
                 count((protocol, "agreement"), full["branch_s"], other, batch.index)
+    for matrix in matrices.values():
+        matrix.counts = processes.total(matrix.counts.to(device)).cpu()
+    images = sorted(chain.from_iterable(processes.gathered(images)))
     tables = [
         matrix.table(split.class_names).assign(protocol=protocol, map=name, images=len(split))
         for (protocol, name), matrix in sorted(matrices.items())

@@ -1,4 +1,8 @@
-"""The loss terms of BMP, each exactly 0 with zero gradient when nothing qualifies."""
+"""The loss terms of BMP, each exactly 0 with zero gradient when nothing qualifies.
+
+Where several processes train, means are over the pixels of all: each process divides its sum by the total over
+the number of processes, since gradients are then averaged over them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bidir.data.split import IGNORE
+from bidir.processes import count, total
 
 
 def classification_loss(class_logits: Float[Tensor, "B C"], label: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
@@ -28,7 +33,8 @@ def dense_loss(logits: Float[Tensor, "B K h w"], target: Int[Tensor, "B h w"], k
     else:
         one_hot = torch.zeros_like(logits).scatter_(1, safe[:, None], 1)
         loss = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").mean(1)
-    return torch.where(valid, loss, 0).sum() / valid.sum().clamp(min=1)
+    pixels = total(valid.sum()).clamp(min=1) / count()
+    return torch.where(valid, loss, 0).sum() / pixels
 
 
 def foreground_target(pseudo_label: Int[Tensor, "B h w"]) -> Int[Tensor, "B h w"]:
@@ -48,6 +54,7 @@ def affinity_loss(
     pairs = near & known[:, :, None] & known[:, None, :]
     equal = token_label[:, :, None] == token_label[:, None, :]
     positive, negative = pairs & equal, pairs & ~equal
-    attract = ((1 - affinity) * positive).sum() / (positive.sum() + 1)
-    repel = (affinity * negative).sum() / (negative.sum() + 1)
+    pairs_of = (total(torch.stack([positive.sum(), negative.sum()])) + 1) / count()
+    attract = ((1 - affinity) * positive).sum() / pairs_of[0]
+    repel = (affinity * negative).sum() / pairs_of[1]
     return 0.5 * (attract + repel)

@@ -66,13 +66,13 @@ def loss_terms(
     return terms
 
 
-def labelled_shares(targets: PseudoLabels) -> dict[str, float]:
+def labelled_shares(targets: PseudoLabels) -> dict[str, Float[Tensor, ""]]:
     """How much each teacher says: the share of pixels that Y_c labels, and that Y_s labels as foreground."""
     shares = {}
     if targets.y_c is not None:
-        shares["c2s_share"] = (targets.y_c != IGNORE).float().mean().item()
+        shares["c2s_share"] = (targets.y_c != IGNORE).float().mean()
     if targets.y_s is not None:
-        shares["s2c_share"] = ((targets.y_s > 0) & (targets.y_s != IGNORE)).float().mean().item()
+        shares["s2c_share"] = ((targets.y_s > 0) & (targets.y_s != IGNORE)).float().mean()
     return shares
 
 

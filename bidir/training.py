@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, notebook_launcher
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from bidir import processes
 from bidir.config import ConfigError, RunConfig
 from bidir.data import DataError, Split, dataset_manifest, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
@@ -33,15 +37,20 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     """Train and evaluate the run that ``config`` describes; returns its folder.
 
     A finished run returns at once, an interrupted one goes on from its last checkpoint. Everything
-    about configuration and data is checked before training starts.
+    about configuration and data is checked before training starts. Several processes (``processes``, or those that
+    ``accelerate launch`` started) share every batch; losses, statistics and scores are those of one up to rounding.
     Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError`` naming a loss
     term that is not finite.
     """
-    accelerator = make_accelerator(config)
     train, val = open_split(config, "train"), open_split(config, "val")
     folder = RunFolder(config, dataset_manifest(train, val))
+    if config.processes > 1 and not folder.done.is_file():
+        notebook_launcher(fit, (config.replace(processes=1), progress), config.processes, use_port=_free_port())
+        return folder.path
+    accelerator = make_accelerator(config)
     if not folder.done.is_file():
-        sizes = check_data(train, val, config, progress)
+        main = accelerator.is_main_process
+        sizes = processes.gathered(check_data(train, val, config, progress) if main else None)[0]
         with folder.lock() if accelerator.is_main_process else nullcontext():
             if not folder.done.is_file():  # another process may have been faster
                 _fit(config, accelerator, train, val, sizes, folder, progress)
@@ -63,7 +72,7 @@ def _fit(
     network = network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
     model, optimizer = accelerator.prepare(network, optimizer)
-    if accelerator.process_index:  # dropout differs between processes
+    if accelerator.process_index:  # each has its own dropout
         torch.manual_seed(config.seed + accelerator.process_index)
     start = resume(folder, network, optimizer, accelerator) if folder.checkpoint.is_file() else 0
     sampler = StepSampler(len(train), config, start, accelerator.process_index, accelerator.num_processes)
@@ -80,19 +89,22 @@ def _fit(
 
     def save(step: int) -> None:
         save_state(folder.checkpoint, network, optimizer, accelerator, step, config, train.class_names)
-        folder.update({"seconds": round(time.perf_counter() - began, 1)})
+        if accelerator.is_main_process:
+            folder.update({"seconds": round(time.perf_counter() - began, 1)})
 
     began = time.perf_counter() - (folder.facts().get("seconds", 0) if start else 0)
-    loop(config, accelerator, network, model, optimizer, loader, start, folder.log, validate, save, progress)
+    log = folder.log if accelerator.is_main_process else lambda row: None
+    loop(config, accelerator, network, model, optimizer, loader, start, log, validate, save, progress)
     seconds = time.perf_counter() - began
 
+    nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
+    scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
     if accelerator.is_main_process:
-        nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
-        scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
         part = "holdout of train" if config.holdout else config.val_list
         folder.finish(*scores, {
             "results": mean_scores(scores.per_class), "evaluated_on": part if scored else "nothing: no masks",
             "train_images": len(train), "val_images": len(val), "seconds": round(seconds, 1),
+            "processes": accelerator.num_processes,
             "seconds_per_step": round(seconds / config.iterations, 4), "resumed_at": start,
             "peak_memory_mib": peak_memory_mib(accelerator.device),
         })  # fmt: skip
@@ -114,22 +126,27 @@ def loop(
 ) -> None:
     """The iterations ``start`` .. ``config.iterations``. ``model`` is ``network``, or its wrapper for many GPUs."""
     model.train()
-    bar = tqdm(loader, config.supervision, config.iterations, initial=start, disable=not progress, mininterval=2)
+    hidden = not (progress and accelerator.is_main_process)
+    bar = tqdm(loader, config.supervision, config.iterations, initial=start, disable=hidden, mininterval=2)
     for step, batch in enumerate(bar, start):
-        batch = batch.to(accelerator.device)
-        on = active(config, step)
+        on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = group["factor"] * rate
 
-        with accelerator.autocast():
-            targets = make_pseudo_labels(network, batch, config, on)
-            outputs = model(batch.image, segmentation=on.c2s or on.full, affinity=on.aff)
-        terms = loss_terms(outputs, batch, targets, config)
-        loss = total_loss(terms, config)
-
         optimizer.zero_grad()
-        accelerator.backward(loss)
+        said: dict[str, Tensor | float] = defaultdict(float)
+        for number, part in enumerate(parts, 1):
+            share = len(part.image) / len(batch.image)
+            with nullcontext() if number == len(parts) else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    targets = make_pseudo_labels(network, part, config, on)
+                    outputs = model(part.image, segmentation=on.c2s or on.full, affinity=on.aff)
+                terms = loss_terms(outputs, part, targets, config)
+                loss = total_loss(terms, config)
+                accelerator.backward(share * loss)
+            for name, value in {"loss": loss, **terms, **labelled_shares(targets)}.items():
+                said[name] += share * value.detach()
         norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
         if not torch.isfinite(norm) and config.mixed_precision != "fp16":  # fp16 skips such steps itself
             raise FloatingPointError(f"the gradient of {' + '.join(terms)} is not finite; lower learning_rate")
@@ -137,15 +154,14 @@ def loop(
 
         done = step + 1
         last = done == config.iterations
-        if accelerator.is_main_process and (done % config.log_every == 0 or last):
-            row = {name: round(term.item(), 6) for name, term in terms.items()}
-            shares = {name: round(share, 4) for name, share in labelled_shares(targets).items()}
-            log({"step": done, "kind": "train", "loss": round(loss.item(), 6), **row,
-                 "grad_norm": round(float(norm), 4), "lr": rate, **shares})  # fmt: skip
-            bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
-        if accelerator.is_main_process and config.eval_every and done % config.eval_every == 0 and not last:
+        if done % config.log_every == 0 or last:
+            means = processes.total(torch.stack([*said.values()])) / accelerator.num_processes
+            row = {name: round(value, 6) for name, value in zip(said, means.tolist(), strict=True)}
+            log({"step": done, "kind": "train", **row, "grad_norm": round(float(norm), 4), "lr": rate})
+            bar.set_postfix({name: f"{row[name]:.3f}" for name in terms}, refresh=False)
+        if config.eval_every and done % config.eval_every == 0 and not last:
             log({"step": done, "kind": "val", **validate(on.propagation)})
-        if accelerator.is_main_process and (done % config.checkpoint_every == 0 or last):
+        if done % config.checkpoint_every == 0 or last:
             save(done)
 
 
@@ -154,12 +170,23 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     check_machine(config)
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # which branch runs depends on the step
     try:
-        return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused])
+        accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused]
+        )
     except ValueError as error:  # accelerate keeps device and precision for the life of a process
         raise ConfigError(
             f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here; "
             f"if an earlier run of this process used others, restart the kernel ({error})"
         ) from error
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {accelerator.num_processes} processes")
+    return accelerator
+
+
+def _free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
 
 
 def check_machine(config: RunConfig) -> None:
@@ -195,10 +222,13 @@ def save_state(
     config: RunConfig,
     classes: tuple[str, ...],
 ) -> None:
-    """Everything that the next iteration depends on, as tensors and plain values."""
-    rng = {"cpu": torch.get_rng_state()}
+    """Everything that the next iteration depends on, as tensors and plain values; the main process writes it."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
+        own["cuda"] = torch.cuda.get_rng_state()
+    rng = processes.gathered(own)
+    if not accelerator.is_main_process:
+        return
     save_checkpoint(path, {
         "model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "rng": rng,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
@@ -213,9 +243,11 @@ def resume(
     state = load_checkpoint(folder.checkpoint)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    if "cuda" in state["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["rng"]["cuda"])
+    if len(state["rng"]) == accelerator.num_processes:  # else dropout goes on from the seeds of this start
+        own = state["rng"][accelerator.process_index]
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
     return state["step"]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LAYERS = """config files palette data.split data.creatures data.scenes data.voc data.prepare data data.loader
+LAYERS = """config files processes palette data.split data.creatures data.scenes data.voc data.prepare data data.loader
 model.mix_transformer model.weights model.encoders model.network seeds.par seeds.affinity seeds.maps seeds.propagation
 losses schedule supervision metrics evaluation runs exchange training benchmark overlay prediction
 registry executors sweep statistics figures execution cli""".split()
@@ -19,7 +19,8 @@ registry executors sweep statistics figures execution cli""".split()
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("bidir"):
-            yield node.module.removeprefix("bidir").lstrip(".")
+            module = node.module.removeprefix("bidir").lstrip(".")
+            yield from [module] if module else [alias.name for alias in node.names]
 
 
 def test_each_module_imports_only_what_stands_to_its_left():

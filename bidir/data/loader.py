@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from bidir.config import ConfigError, RunConfig
+from bidir.config import RunConfig
 from bidir.data.split import IGNORE, Split
 
 PADDING = (124, 116, 104)  # mean colour of ImageNet
@@ -32,6 +32,14 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         values = (self.image, self.label, self.box, self.mask, self.index)
         return Batch(*(value if value is None else value.to(device, non_blocking=True) for value in values))
+
+    def parts(self, size: int) -> list[Batch]:
+        """The batch in pieces of at most ``size`` images; 0: in one."""
+        if not 0 < size < len(self.image):
+            return [self]
+        values = (self.image, self.label, self.box, self.mask, self.index)
+        pieces = [[None] * -(-len(self.image) // size) if value is None else value.split(size) for value in values]
+        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
 class TrainingCrops(Dataset):
@@ -100,8 +108,6 @@ class StepSampler:
     """
 
     def __init__(self, images: int, config: RunConfig, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if config.batch_size % world:
-            raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {world} processes")
         self.images, self.config, self.start, self.rank, self.world = images, config, start, rank, world
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bidir.config import RunConfig
 from bidir.model.encoders import make_encoder
+from bidir.processes import SynchronisedNorm
 
 WIDTH = 256  # channels of the decoder
 NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
@@ -51,7 +52,7 @@ class SegmentationBranch(nn.Module):
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(dim, WIDTH, 1) for dim in dims)
         self.fuse = nn.Conv2d(WIDTH * len(dims), WIDTH, 1, bias=False)
-        self.norm = nn.BatchNorm2d(WIDTH)
+        self.norm = SynchronisedNorm(WIDTH)
         self.dropout = nn.Dropout2d(0.1)
         self.predict = nn.Conv2d(WIDTH, num_classes + 1, 1)
 

@@ -1,0 +1,162 @@
+"""Two processes over gloo give what one gives, resume after one is killed, and score shards exactly."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from bidir.data import dataset_manifest, open_split
+from bidir.data.loader import TrainingCrops, collate
+from bidir.runs import RunFolder, load_checkpoint, read_rows
+from bidir.training import fit
+
+CHILD = """
+import json, sys, torch
+from bidir import RunConfig, fit, load_network, open_split
+from bidir.evaluation import evaluate
+from bidir.processes import rank
+
+torch.nn.Dropout2d.forward = lambda self, x: x  # the one thing that differs between processes on purpose
+config = RunConfig.from_parameters(json.loads(sys.argv[1]))
+run = fit(config, progress=False)
+if len(sys.argv) > 2:
+    network, config, _ = load_network(run / "checkpoint.pt")
+    val = open_split(config, "val")
+    scores = evaluate(network, val, val.check(False, False), config, progress=False)
+    if rank() == 0:
+        scores.per_class.to_csv(sys.argv[2] + ".class.csv", index=False)
+        scores.per_image.to_csv(sys.argv[2] + ".image.csv", index=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def config(quick, workspace):
+    changes = {"iterations": 14, "c2s_start": 2, "s2c_start": 4, "propagation_start": 6, "eval_every": 7,
+               "checkpoint_every": 4, "warmup_iterations": 2}  # fmt: skip
+    return quick.replace(**changes, runs_dir=str(workspace / "one_process"))
+
+
+def folder_of(config):
+    return RunFolder(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
+
+
+def start(config, processes, *more):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), *address]
+    module = [*(launcher if processes > 1 else []), str(more[0])]
+    command = [sys.executable, *module, json.dumps(vars(config)), *map(str, more[1:])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(child):
+    said = child.communicate(timeout=300)[1]
+    assert child.returncode == 0, said[-3000:]
+
+
+@pytest.fixture(scope="module")
+def script(workspace):
+    path = workspace / "child.py"
+    path.write_text(CHILD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(config, script, workspace):
+    """The same run by one process and by two."""
+    two = config.replace(runs_dir=str(workspace / "two_processes"))
+    finish(start(config, 1, script, workspace / "scores1"))
+    finish(start(two, 2, script))
+    return folder_of(config), folder_of(two)
+
+
+def test_two_processes_train_as_one(pair):
+    one, two = pair
+    assert one.run_id == two.run_id
+    assert (one.facts()["processes"], two.facts()["processes"]) == (1, 2)
+    rows = [pd.DataFrame(read_rows(folder.metrics)) for folder in pair]
+    train = [table[table["kind"] == "train"].drop(columns="kind").dropna(axis=1, how="all") for table in rows]
+    assert len(train[0]) == 14
+    assert {"c2s", "s2c"} <= set(train[1].columns)
+    np.testing.assert_allclose(train[1].to_numpy(float), train[0].to_numpy(float), rtol=0.02, atol=2e-3)
+    early = [table[table["step"] <= 6].to_numpy(float) for table in train]  # before rounding has grown
+    np.testing.assert_allclose(early[1], early[0], rtol=1e-3, atol=1e-5)
+    models = [load_checkpoint(folder.checkpoint)["model"] for folder in pair]
+    for name in ("segmentation.norm.running_mean", "segmentation.norm.running_var"):
+        torch.testing.assert_close(models[1][name], models[0][name], rtol=0.02, atol=2e-3)
+
+
+def test_scores_do_not_depend_on_the_number_of_processes(pair, config, script, workspace):
+    finish(start(config, 2, script, workspace / "scores2"))
+    for kind in ("class", "image"):
+        one, two = (pd.read_csv(f"{workspace}/scores{n}.{kind}.csv") for n in (1, 2))
+        pd.testing.assert_frame_equal(one, two)
+
+
+def test_the_run_goes_on_after_a_process_was_killed(pair, config, script, workspace):
+    again = config.replace(runs_dir=str(workspace / "killed"))
+    folder = folder_of(again)
+    child = start(again, 2, script)
+    until = time.monotonic() + 120
+    while not (read_rows(folder.metrics) and read_rows(folder.metrics)[-1]["step"] >= 6):
+        assert time.monotonic() < until, child.poll()
+        time.sleep(0.05)
+    workers = psutil.Process(child.pid).children()
+    workers[-1].send_signal(signal.SIGKILL)
+    child.communicate(timeout=100)
+    assert child.returncode != 0
+    assert not folder.done.exists()
+    finish(start(again, 2, script))
+    assert folder.facts()["resumed_at"] in (4, 8)
+    assert read_rows(folder.metrics) == read_rows(pair[1].metrics)
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error(config, script, workspace):
+    odd = config.replace(runs_dir=str(workspace / "odd"), batch_size=3)
+    said = start(odd, 2, script).communicate(timeout=200)[1]
+    assert "batch_size = 3 is not divisible by 2 processes" in said
+    assert not (workspace / "odd").exists()
+
+
+def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path):
+    """Without Branch-S there is no batch norm that learns, so the split changes rounding alone."""
+    short = quick.replace(supervision="none", iterations=4, eval_every=0, runs_dir=str(tmp_path / "whole"))
+    parts = short.replace(images_per_pass=3, runs_dir=str(tmp_path / "parts"))
+    losses = [[row["loss"] for row in read_rows(fit(c, progress=False) / "metrics.jsonl")] for c in (short, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    split = open_split(quick, "train")
+    batch = collate([TrainingCrops(split, quick)[0, i] for i in range(5)])
+    pieces = batch.parts(2)
+    assert [len(piece.image) for piece in pieces] == [2, 2, 1]
+    assert torch.equal(torch.cat([piece.label for piece in pieces]), batch.label)
+    assert batch.parts(0)[0] is batch
+
+
+def test_processes_from_a_notebook(config, workspace):
+    child = [sys.executable, "-c", NOTEBOOK, json.dumps(vars(config.replace(processes=2, iterations=4,
+             runs_dir=str(workspace / "launched"))))]  # fmt: skip
+    result = subprocess.run(child, capture_output=True, text=True, check=False, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    run = result.stdout.strip().splitlines()[-1]
+    assert json.loads((Path(run) / "run.json").read_text())["processes"] == 2
+
+
+NOTEBOOK = """
+import json, sys
+from bidir import RunConfig, fit
+
+print(fit(RunConfig.from_parameters(json.loads(sys.argv[1])), progress=False))
+"""
