@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from bidir.config import RunConfig
-from bidir.data import open_split
+from bidir.data import dataset_manifest, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
 from bidir.model.network import DualBranchNetwork
 from bidir.runs import hardware
-from bidir.training import loop, make_accelerator, peak_memory_mib
+from bidir.training import check_data, loop, make_accelerator, peak_memory_mib
 
 PARTS: dict[str, dict[str, Any]] = {
     "Branch-C alone": {"supervision": "none"},
@@ -50,6 +50,28 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
         "seconds_per_step": round(median(seconds), 4), "peak_memory_mib": peak_memory_mib(accelerator.device),
         "steps": steps,
     }  # fmt: skip
+
+
+def forecast(config: RunConfig) -> str:
+    """What a run would do, and the time and memory it would take, from a step measured here with every term on."""
+    train, val = open_split(config, "train"), open_split(config, "val")
+    check_data(train, val, config, progress=True)
+    share = config.batch_size // config.processes
+    one = measure(config.replace(batch_size=share, processes=1), steps=3, warm_up=1)
+    hours = one["seconds_per_step"] * config.iterations / 3600
+    at_once = min(share, config.images_per_pass or share)
+    started = f"c2s from {config.c2s_start}, s2c from {config.s2c_start}, {config.propagation} from"
+    return "\n".join([
+        f"run      {config.run_id(dataset_manifest(train, val))}, {config.encoder}",
+        f"data     {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes",
+        f"steps    {config.iterations}, {config.iterations * config.batch_size / len(train):.1f} epochs; {started} "
+        f"{config.propagation_start}",
+        f"batch    {config.batch_size} crops of {config.crop_size} px, {share} for each of {config.processes} processes"
+        f", {at_once} at once",
+        f"time     {hours:.1f} h: {one['seconds_per_step']:.2f} s per step measured here with one process's share and "
+        "every term on; validations and what processes tell each other come to it",
+        f"memory   {one['peak_memory_mib']} MiB per process",
+    ])  # fmt: skip
 
 
 def cost(config: RunConfig) -> pd.DataFrame:

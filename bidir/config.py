@@ -160,14 +160,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_max": 1.0, "c2s_loss": "ce", "iterations": 500, "eval_size": 288, "eval_images": 48,
     },
     "voc": {  # the reference's settings for VOC 2012
-        "dataset": "voc", "data_root": "data/VOC2012", "train_list": "train_aug",
-        "label_source": "xml", "encoder": "mit_b1", "crop_size": 512, "scale_min": 0.5,
-        "scale_max": 2.0, "iterations": 20000, "batch_size": 4, "learning_rate": 6e-5,
-        "warmup_iterations": 1500, "lambda_aff": 0.1, "c2s_start": 2000, "s2c_start": 2000,
+        "dataset": "voc", "data_root": "data/VOC2012", "train_list": "train_aug", "encoder": "mit_b1",
+        "crop_size": 512, "scale_min": 0.5, "scale_max": 2.0, "iterations": 20000, "batch_size": 4,
+        "learning_rate": 6e-5, "warmup_iterations": 1500, "lambda_aff": 0.1, "c2s_start": 2000, "s2c_start": 2000,
         "propagation_start": 4000, "eval_every": 2000, "eval_images": 0, "eval_size": 512,
         "log_every": 50, "checkpoint_every": 1000, "num_workers": 4, "grad_clip": 0.0,
     },
 }  # fmt: skip
+PRESETS["coco"] = {**PRESETS["voc"], "data_root": "data/COCO2014", "train_list": "train"}  # as voc: COCO's own unknown
 
 CHOICES = {
     "dataset": ("scenes", "voc", "folder"),

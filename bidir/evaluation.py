@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bidir import processes
 from bidir.config import RunConfig
+from bidir.crf import dense_crf, probabilities
 from bidir.data.loader import Batch, WholeImages, make_loader, same_size_batches
 from bidir.data.split import IGNORE, Split
 from bidir.metrics import ConfusionMatrix
@@ -22,7 +23,7 @@ from bidir.seeds.maps import evaluating, multi_scale_maps
 from bidir.seeds.propagation import Propagator, raw_seed, segmentation_pseudo_label
 from bidir.supervision import nearest
 
-PROTOCOLS = ("raw", "ms")  # one pass as it is | several scales, each with its flip
+PROTOCOLS = ("raw", "ms", "crf")  # one pass as it is | several scales, each with its flip | the same, then dense CRF
 COLUMNS = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
 IMAGE_COLUMNS = ["image", "protocol", "map", "class", "hit", "true", "predicted"]
 PER_IMAGE = {("raw", "branch_s"), ("raw", "branch_c"), ("ms", "seed")}  # maps whose pixels are counted per image too
@@ -36,6 +37,11 @@ MAPS = {
 }
 
 
+def makes(protocol: str, name: str) -> bool:
+    """Whether a protocol makes a map: ``crf`` only Branch-S's, and Branch-S teaches (``y_s``) from one pass."""
+    return name == "branch_s" if protocol == "crf" else (protocol, name) != ("ms", "y_s")
+
+
 def predict_maps(
     network: DualBranchNetwork,
     batch: Batch,
@@ -47,11 +53,15 @@ def predict_maps(
     """The maps in ``names`` for a batch of whole images, as class ids 0..C, 255 = ignored.
 
     ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
-    use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``.
+    use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``; ``crf`` refines
+    that of Branch-S and makes no other map.
     ``propagation`` replaces the configuration's, as early in training.
     """
     propagation = propagation or config.propagation
     size, found = tuple(batch.image.shape[-2:]), {}
+    if protocol == "crf":
+        scores = resize(multi_scale_logits(network, batch.image, config.eval_scales), size)
+        return {"branch_s": dense_crf(batch.image, probabilities(scores, config))} if "branch_s" in names else {}
     scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
     propagated = bool(names & {"seed", "y_c"})
     decoded = scales if protocol == "raw" or (propagated and propagation == "bsp") else ()
@@ -115,7 +125,7 @@ def evaluate(
     ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in ``predict_maps``.
     Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one.
     """
-    wanted = wanted or {protocol: set(MAPS) for protocol in PROTOCOLS}
+    wanted = wanted or {"raw": set(MAPS), "ms": set(MAPS)}
     if 0 < limit < len(split):
         chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
         split, sizes = split.select(chosen), sizes[chosen]
@@ -124,7 +134,7 @@ def evaluate(
     loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
     keys = [(protocol, name) for protocol, names in wanted.items() for name in (*MAPS, "agreement")
             if name in names or (name == "agreement" and {"branch_c", "branch_s"} <= names)]  # fmt: skip
-    keys = [key for key in keys if key != ("ms", "y_s")]  # Branch-S teaches from one pass
+    keys = [key for key in keys if makes(*key)]
     matrices = {key: ConfusionMatrix(len(split.class_names)) for key in keys}
     images: list[tuple] = []
     names_of_classes = ("background", *split.class_names)

@@ -17,6 +17,7 @@ from bidir.config import RunConfig, resolve
 from bidir.data import dataset_manifest, open_split
 from bidir.files import write_text
 from bidir.runs import RunFolder
+from bidir.sweep import read_grid, run_batch, write_tables
 
 # glibc gives large blocks back to the system after every use; a kernel that keeps them trains a third faster on a CPU
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
@@ -76,6 +77,26 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
                         for old in resolve(results).glob(f"{kind}{name[1]}[_a-z]*"):
                             old.unlink()
     return said
+
+
+def run_study(folder: Path) -> Path:
+    """The quick grid, its registry, figures and report, all in ``folder``; what is finished is not repeated.
+
+    Returns the report. Errors: ``ChildProcessError`` naming a run that failed.
+    """
+    jobs, report = read_grid("notebooks/grids/quick.yaml", runs_dir=str(folder / "runs")), folder / "report.html"
+    table = run_batch(jobs, retry_failed=True)
+    lacking = table[table["state"] != "done"]
+    if len(lacking):
+        first = lacking.iloc[0]
+        raise ChildProcessError(f"{first['run_id']} is {first['state']}: {first['reason']}")
+    newest = max(job.folder.done.stat().st_mtime for job in jobs)
+    if not report.is_file() or report.stat().st_mtime < newest:
+        write_tables(jobs, folder)
+        for name, said in make_figures(folder).items():
+            print(f"{name}: {said}", flush=True)
+        write_report([folder], report)
+    return report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report
 
 
 def write_report(results: list[str | Path], html: Path) -> None:

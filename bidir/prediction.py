@@ -1,21 +1,30 @@
-"""Masks for images: of one's own, or of a whole split as pseudo-masks for a second-stage model."""
+"""What a trained model is used for: masks of one's own images, pseudo-masks, scores, VOC's test server."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
-from bidir.config import ConfigError, RunConfig
+from bidir import processes
+from bidir.config import ConfigError, RunConfig, resolve
 from bidir.data import DataError, Split, open_split
 from bidir.data.loader import Batch, WholeImages, collate
 from bidir.data.split import label_matrix
-from bidir.evaluation import MAPS, PROTOCOLS, predict_maps
-from bidir.files import write_text
+from bidir.data.voc import VOC_CLASSES, read_list
+from bidir.evaluation import MAPS, PROTOCOLS, Scores, evaluate, makes, predict_maps
+from bidir.files import write_bytes, write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.overlay import draw_overlay
 from bidir.palette import save_palette_png, save_png
@@ -42,7 +51,7 @@ def predict(
     else those that Branch-C predicts; the other maps see the image alone. Returns one row per image
     that says which, also written to ``predictions.csv``. Errors: ``DataError``, ``WeightsError``, ``ConfigError``.
     """
-    network, config, class_names = load_network(checkpoint)
+    network, config, class_names = _open(checkpoint)
     paths = image_paths(images)
     if labels is not None and map not in LABELLED_MAPS:
         raise ConfigError(f"map = {map!r} takes no labels; give them with map = {' | '.join(LABELLED_MAPS)}")
@@ -55,18 +64,79 @@ def predict(
 
 
 def export_pseudo_masks(
-    checkpoint: str | Path, part: str, out_dir: str | Path, map: str = "seed", protocol: str = "ms", **where: str
+    checkpoint: str | Path, part: str, out_dir: str | Path, map: str = "seed", protocol: str = "ms", **where: Any
 ) -> pd.DataFrame:
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
 
-    Uses the dataset's image labels and opens no mask. ``where`` may override configuration fields
-    such as ``data_root``. Returns and writes the table that ``predict`` does.
+    Uses the dataset's image labels and opens no mask. ``where`` may override configuration fields such as
+    ``data_root``. A call that was stopped goes on; several processes share the images. Returns and writes the
+    table that ``predict`` does.
     """
-    network, config, class_names = load_network(checkpoint)
-    split = open_split(config.replace(**where), part)
+    network, config, class_names = _open(checkpoint, **where)
+    split = open_split(config, part)
     if split.class_names != class_names:
         raise DataError(f"the dataset has classes {split.class_names}, the checkpoint {class_names}")
-    return _segment(network, config, split, Path(out_dir), True, map, protocol, overlays=False)
+    _same_maker(Path(out_dir), checkpoint, map, protocol, part)
+    return _segment(network, config, split, Path(out_dir), True, map, protocol, overlays=False, resume=True)
+
+
+def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
+    """Branch-S's masks of the images in the list ``names`` (``test``) as the archive that VOC's test server takes.
+
+    ``out`` ends in ``.tgz``; the masks are made beside it first, and a call that was stopped goes on. Needs neither
+    labels nor masks. Errors: ``DataError``, ``WeightsError``.
+    """
+    network, config, class_names = _open(checkpoint, **where)
+    out = Path(out)
+    if list(class_names) != VOC_CLASSES:
+        raise DataError(f"the test server scores VOC's twenty classes; the model knows {', '.join(class_names)}")
+    if out.suffix != ".tgz":
+        raise DataError(f"{out}: the archive is a .tgz")
+    root = resolve(config.data_root)
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in
+              read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")]  # fmt: skip
+    split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
+    inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
+    folder = out.with_suffix("") / inside
+    _same_maker(folder, checkpoint, "branch_s", protocol, names)
+    _segment(network, config, split, folder, True, "branch_s", protocol, overlays=False, resume=True)
+    if processes.rank() == 0:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w:gz") as archive:
+            for name in split.names:
+                archive.add(folder / f"{name}.png", f"{inside}/{name}.png")
+        write_bytes(out, content.getvalue())
+    return out
+
+
+def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part: str = "val", **where: Any) -> Scores:
+    """Scores of a checkpoint's maps on ``part`` of its dataset, by any number of processes the same.
+
+    ``where`` may override configuration fields such as ``data_root``, ``val_list`` or ``eval_scales``.
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``.
+    """
+    unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
+    if unknown:
+        raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
+    network, config, class_names = _open(checkpoint, **where)
+    split = open_split(config, part)
+    if split.class_names != class_names:
+        raise DataError(f"the dataset has classes {split.class_names}, the checkpoint {class_names}")
+    if split.masks is None:
+        raise DataError(f"{part} has no masks to score against; bidir predict and pseudo-masks need none")
+    sizes = processes.gathered(split.check(masks=True) if processes.rank() == 0 else None)[0]
+    return evaluate(network, split, sizes, config, {protocol: set(MAPS) for protocol in protocols})
+
+
+def _same_maker(out: Path, *maker: object) -> None:
+    """Note in ``out`` what makes its masks. Errors: ``DataError`` if it holds masks that something else made."""
+    digest = hashlib.sha256(Path(maker[0]).read_bytes()).hexdigest() if Path(maker[0]).is_file() else str(maker[0])
+    told = json.dumps({"checkpoint": digest, "made": [str(one) for one in maker[1:]]})
+    path = out / "made_by.json"
+    if path.is_file() and path.read_text() != told:
+        raise DataError(f"{out} holds masks of another model, map or protocol; give another folder")
+    if processes.rank() == 0:
+        write_text(path, told)
 
 
 def _segment(
@@ -78,33 +148,47 @@ def _segment(
     map: str,
     protocol: str,
     overlays: bool,
+    resume: bool = False,
 ) -> pd.DataFrame:
-    if map not in MAPS or protocol not in PROTOCOLS or (map, protocol) == ("y_s", "ms"):
+    if map not in MAPS or protocol not in PROTOCOLS or not makes(protocol, map):
         raise ConfigError(
-            f"map = {map!r} with protocol = {protocol!r}: maps {', '.join(MAPS)}; protocols raw, ms (not y_s)"
+            f"map = {map!r} with protocol = {protocol!r}: maps {', '.join(MAPS)}; protocols raw, ms (not y_s), "
+            "crf (branch_s alone)"
         )
-    split.check(masks=False)
-    out.mkdir(parents=True, exist_ok=True)
-    dataset, rows = WholeImages(split, config.eval_size, masks=False), []
-    for index in tqdm(range(len(split)), map, unit="image"):
-        batch = collate([dataset[index]])
+    if processes.rank() == 0:
+        split.check(masks=False)
+    dataset, device = WholeImages(split, config.eval_size, masks=False), next(network.parameters()).device
+    labels = split.labels.copy()
+    mine = range(processes.rank(), len(split), processes.count())
+    for index in tqdm(mine, map, unit="image", disable=processes.rank() > 0):
+        path = out / f"{split.names[index]}.png"
+        if resume and path.is_file():
+            continue
+        batch = collate([dataset[index]]).to(device)
         if not labels_given:
             batch.label = _predicted_labels(network, batch)
+            labels[index] = batch.label[0].cpu() > 0
         prediction = predict_maps(network, batch, config, protocol, {map})[map]
         pixels = split.read_image(index)
-        mask = nearest(prediction, pixels.shape[:2])[0].numpy().astype(np.uint8)
-        name = split.names[index]
-        save_palette_png(mask, out / f"{name}.png")
+        mask = nearest(prediction, pixels.shape[:2])[0].cpu().numpy().astype(np.uint8)
+        save_palette_png(mask, path)
         if overlays:
-            save_png(Image.fromarray(draw_overlay(pixels, mask, split.class_names)), out / f"{name}_overlay.png")
-        present = [c for c, there in zip(split.class_names, batch.label[0] > 0, strict=True) if there]
-        source = "predicted" if not labels_given else "given" if map in LABELLED_MAPS else "not used"
-        rows.append(
-            {"image": name, "labels": " ".join(present), "labels_from": source, "map": map, "protocol": protocol}
-        )
-    table = pd.DataFrame(rows)
-    write_text(out / "predictions.csv", table.to_csv(index=False))
+            save_png(Image.fromarray(draw_overlay(pixels, mask, split.class_names)), out / f"{path.stem}_overlay.png")
+    labels = np.any(processes.gathered(labels), axis=0)  # when all are done
+    source = "predicted" if not labels_given else "given" if map in LABELLED_MAPS else "not used"
+    present = [" ".join(np.array(split.class_names)[row]) for row in labels]
+    table = pd.DataFrame({"image": split.names, "labels": present, "labels_from": source, "map": map,
+                          "protocol": protocol})  # fmt: skip
+    if processes.rank() == 0:
+        write_text(out / "predictions.csv", table.to_csv(index=False))
     return table
+
+
+def _open(checkpoint: str | Path, **where: Any) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
+    """``load_network`` on this process's device, with ``where`` in place of what the configuration says."""
+    network, config, class_names = load_network(checkpoint)
+    config = config.replace(**{"device": "auto", **where})
+    return network.to(PartialState(cpu=config.device == "cpu").device), config, class_names
 
 
 def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> torch.Tensor:

@@ -48,6 +48,8 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
         notebook_launcher(fit, (config.replace(processes=1), progress), config.processes, use_port=_free_port())
         return folder.path
     accelerator = make_accelerator(config)
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {accelerator.num_processes} processes")
     if not folder.done.is_file():
         main = accelerator.is_main_process
         sizes = processes.gathered(check_data(train, val, config, progress) if main else None)[0]
@@ -178,8 +180,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here; "
             f"if an earlier run of this process used others, restart the kernel ({error})"
         ) from error
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {accelerator.num_processes} processes")
     return accelerator
 
 

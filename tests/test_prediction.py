@@ -1,5 +1,11 @@
 """Evaluation, prediction on one's own images, and pseudo-masks, from the checkpoint of a short run."""
 
+import dataclasses
+import json
+import re
+import sys
+import tarfile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,14 +15,17 @@ from sklearn.metrics import jaccard_score
 
 from bidir.cli import main
 from bidir.config import ConfigError
+from bidir.crf import dense_crf, probabilities
 from bidir.data import DataError, open_split
 from bidir.data.loader import WholeImages, collate
+from bidir.data.voc import VOC_CLASSES
 from bidir.evaluation import evaluate, mean_scores, multi_scale_logits, predict_maps
 from bidir.metrics import ConfusionMatrix
+from bidir.model.network import DualBranchNetwork
 from bidir.overlay import draw_overlay
 from bidir.palette import voc_palette
-from bidir.prediction import export_pseudo_masks, predict
-from bidir.runs import load_network
+from bidir.prediction import export_pseudo_masks, export_voc_archive, predict, score
+from bidir.runs import load_network, save_checkpoint
 from bidir.training import fit
 
 
@@ -210,3 +219,83 @@ def test_overlay_colours_contours_and_hatching():
     assert (drawn[29, 10:50] == 255).all()
     assert 0.2 < (drawn[42:, :, 0] != 100).mean() < 0.5
     assert (draw_overlay(image, mask, ("a", "b")) != drawn).any()  # the name
+
+
+def test_pseudo_masks_go_on_where_they_stopped_and_are_not_mixed(run, tmp_path):
+    _, path = run
+    before = export_pseudo_masks(path / "checkpoint.pt", "val", tmp_path)
+    gone, kept = (tmp_path / f"{name}.png" for name in before["image"][:2])
+    content, time = gone.read_bytes(), kept.stat().st_mtime_ns
+    gone.unlink()
+    after = export_pseudo_masks(path / "checkpoint.pt", "val", tmp_path)
+    assert gone.read_bytes() == content
+    assert kept.stat().st_mtime_ns == time
+    pd.testing.assert_frame_equal(before, after)
+    with pytest.raises(DataError, match="masks of another model, map or protocol"):
+        export_pseudo_masks(path / "checkpoint.pt", "val", tmp_path, map="y_c")
+
+
+def test_the_crf_follows_the_edges_of_the_image():
+    """Two flat halves, a fifth of the scores wrong at random: the field finds the halves."""
+    random = np.random.default_rng(0)
+    truth = np.zeros((40, 60), int)
+    truth[:, 25:] = 1
+    image = torch.tensor(np.where(truth, 200.0, 40.0), dtype=torch.float32).expand(1, 3, 40, 60)
+    noisy = np.where(random.random(truth.shape) < 0.2, 1 - truth, truth)
+    scores = torch.tensor(np.stack([0.3 + 0.4 * (noisy == k) for k in (0, 1)]), dtype=torch.float32)[None]
+    assert (scores.argmax(1)[0].numpy() != truth).mean() > 0.15
+    np.testing.assert_array_equal(dense_crf(image, scores)[0].numpy(), truth)
+
+
+def test_probabilities_follow_the_loss(quick):
+    logits = torch.tensor([2.0, 0.0, -1.0]).view(1, 3, 1, 1)
+    sigmoids = np.array([1 / (1 + np.exp(-v)) for v in (2, 0, -1)])
+    exponentials = np.exp([2, 0, -1])
+    found = {kind: probabilities(logits, quick.replace(c2s_loss=kind)).flatten().numpy() for kind in ("bce", "ce")}
+    np.testing.assert_allclose(found["bce"], sigmoids / sigmoids.sum(), rtol=1e-5)
+    np.testing.assert_allclose(found["ce"], exponentials / exponentials.sum(), rtol=1e-5)
+
+
+def test_scores_by_protocol(run, tmp_path, monkeypatch):
+    _, path = run
+    written = pd.read_csv(path / "per_class.csv")
+    found = score(path / "checkpoint.pt", ("raw", "crf")).per_class
+    raw = found[found["protocol"] == "raw"].reset_index(drop=True)
+    expected = written[written["protocol"] == "raw"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(raw, expected[raw.columns], check_exact=False, atol=1e-4)
+    assert found.loc[found["protocol"] == "crf", "map"].unique().tolist() == ["branch_s"]
+    with pytest.raises(ConfigError, match="protocol = 'tta': choose of raw, ms, crf"):
+        score(path / "checkpoint.pt", ("tta",))
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'bidir[crf]'")):
+        score(path / "checkpoint.pt", ("crf",))
+
+
+def test_the_archive_for_the_test_server(quick, tmp_path):
+    """Palette PNGs at the images' own sizes, in the folder that VOC's development kit names; no labels, no masks."""
+    torch.manual_seed(0)
+    model = DualBranchNetwork(quick, 20).state_dict()
+    told = {"config": json.dumps(dataclasses.asdict(quick)), "classes": VOC_CLASSES, "step": 0}
+    save_checkpoint(tmp_path / "voc.pt", {"model": model, **told})
+    root = tmp_path / "VOC2012"
+    sizes = {"2008_000006": (70, 96), "2008_000011": (96, 64)}
+    (root / "JPEGImages").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "test.txt").write_text("\n".join(sizes) + "\n")
+    for name, size in sizes.items():
+        Image.new("RGB", size, "green").save(root / "JPEGImages" / f"{name}.jpg")
+    out = export_voc_archive(tmp_path / "voc.pt", "test", tmp_path / "results.tgz", "raw", data_root=str(root))
+    with tarfile.open(out) as archive:
+        names = [f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png" for name in sizes]
+        assert archive.getnames() == names
+        for name, size in zip(names, sizes.values(), strict=True):
+            with Image.open(archive.extractfile(name)) as picture:
+                assert (picture.mode, picture.size) == ("P", size)
+                assert np.array(picture).max() <= 20
+    with pytest.raises(DataError, match="the archive is a"):
+        export_voc_archive(tmp_path / "voc.pt", "test", tmp_path / "results.zip", data_root=str(root))
+
+
+def test_the_archive_takes_vocs_classes_alone(run, tmp_path):
+    with pytest.raises(DataError, match="VOC's twenty classes; the model knows hare"):
+        export_voc_archive(run[1] / "checkpoint.pt", "test", tmp_path / "results.tgz")
