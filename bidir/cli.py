@@ -35,7 +35,7 @@ def study(out: str = "results/study") -> None:
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Option(help="study | quick | photos | voc")] = "study",
+    preset: Annotated[str, typer.Option(help="study | quick | photos | voc | coco")] = "study",
     parameter: Parameters = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check, measure a step, say what it would take")] = False,
     end_with_parent: Annotated[int, typer.Option(hidden=True)] = 0,

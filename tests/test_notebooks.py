@@ -57,6 +57,19 @@ def test_the_executed_notebook_is_kept_and_shows_its_figures(full_method):
     assert not list(full_method.glob("*.failed.ipynb"))
 
 
+def test_evaluating_and_exporting(full_method, workspace, tmp_path):
+    checkpoint = {"checkpoint": str(full_method / "checkpoint.pt")}
+    run_notebook(
+        "11_evaluate", {**checkpoint, "protocols": ["raw", "crf"], "out": str(tmp_path)}, tmp_path / "11.ipynb"
+    )
+    found = pd.read_csv(tmp_path / "per_class.csv").set_index(["protocol", "map", "class"])["iou"]
+    results = json.loads((full_method / "run.json").read_text())["results"]
+    assert found["raw", "branch_s", "mean"] == pytest.approx(results["raw/branch_s"], abs=1e-4)
+    assert 0 < found["crf", "branch_s", "mean"] < 1
+    run_notebook("50_export_model", {**checkpoint, "out": str(tmp_path / "export")}, tmp_path / "50.ipynb")
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
 def test_a_finished_run_is_not_executed_again(batch, full_method):
     notebook = full_method / "notebook.ipynb"
     before = notebook.stat().st_mtime_ns

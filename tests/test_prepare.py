@@ -7,6 +7,7 @@ import json
 import tarfile
 import threading
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from bidir.config import RunConfig
 from bidir.data import DataError, open_split
 from bidir.data.prepare import prepare_coco, prepare_voc
 from bidir.data.voc import VOC_CLASSES
+from bidir.execution import run_notebook
 from bidir.runs import load_checkpoint
 from bidir.training import fit
 
@@ -306,3 +308,17 @@ def test_the_commands(published_voc, tmp_path):
     assert "train: 5 images with masks, height 48/48/48 width 64/64/64 px" in told
     assert "dog      3 images  60.0%" in told
     assert "aeroplane      0 images   0.0%  <- none" in told
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of papermill
+def test_the_notebook(published_voc, published_coco, tmp_path):
+    source, sbd = published_voc
+    given = {"source": str(source), "sbd": str(sbd), "out": str(tmp_path / "voc"), "any_count": True}
+    run_notebook("01_prepare_data", given, tmp_path / "voc.ipynb")
+    given = {"dataset": "coco", "source": str(published_coco), "out": str(tmp_path / "coco_out"), "any_count": True}
+    run_notebook("01_prepare_data", given, tmp_path / "coco.ipynb")
+    for kind, counts in (("voc", {"train": 2, "val": 2, "test": 1, "train_aug": 5}), ("coco", {"train": 2, "val": 1})):
+        folder = tmp_path / ("voc" if kind == "voc" else "coco_out")
+        assert json.loads((folder / "manifest.json").read_text())["images"] == counts
+        outputs = [o for cell in nbformat.read(tmp_path / f"{kind}.ipynb", 4).cells for o in cell.get("outputs", [])]
+        assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
