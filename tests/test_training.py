@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bidir.benchmark import forecast
 from bidir.config import ConfigError
 from bidir.data import DataError, dataset_manifest, open_split
 from bidir.data.loader import Batch, StepSampler, TrainingCrops, make_loader
@@ -292,6 +294,18 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path, monkeypatch):
         save_checkpoint(path, {"step": 2, "weight": torch.zeros(1000)})
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_dry_run_says_what_it_would_take(quick):
+    """Steps, epochs and shares by hand; the time is that of the measured step."""
+    told = forecast(quick.replace(processes=2, images_per_pass=1, runs_dir="nowhere"))
+    assert "steps    40, 3.3 epochs; c2s from 10, s2c from 20, bsp from 20" in told  # 40 steps of 4 of 48 images
+    assert "batch    4 crops of 96 px, 2 for each of 2 processes, 1 at once" in told
+    assert "data     48 training and 16 validation images, 6 classes" in told
+    hours, seconds = (float(re.search(pattern, told)[1]) for pattern in (r"time +([\d.]+) h", r"([\d.]+) s per step"))
+    assert hours == pytest.approx(40 * seconds / 3600, abs=0.06)
+    assert seconds > 0.01
+    assert not Path("nowhere").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs root to mount a tiny disk")

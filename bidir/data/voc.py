@@ -88,10 +88,12 @@ def read_list(path: Path) -> list[str]:
 
 
 def require(paths: list[Path] | tuple[Path, ...], why: str) -> None:
-    missing = [path for path in paths if not path.is_file()]
+    """``DataError`` that names the files that are not there, and ``why`` they should be."""
+    missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{missing[0]}: missing{more}, {why}; add the file or take it off the list")
+        listed = "\n".join(missing[:20]) + ("\n..." if len(missing) > 20 else "")
+        count = f" ({len(missing)} in all)" if len(missing) > 1 else ""
+        raise DataError(f"{listed}: missing{count}, {why}; add the files or take them off the list")
 
 
 def known_classes(path: Path | None) -> list[str]:
