@@ -40,7 +40,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check, measure a step, say what it would take")] = False,
     end_with_parent: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """One run of notebooks/10_train through papermill; under accelerate launch, without the notebook."""
+    """One run of notebooks/10_train through papermill; under torchrun, without the notebook."""
     from bidir.execution import run_training
 
     if dry_run or int(os.environ.get("WORLD_SIZE", "1")) > 1:

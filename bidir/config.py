@@ -92,7 +92,7 @@ class RunConfig:
     # --- machine: does not change what is computed, so not part of the run's name
     runs_dir: str = "results/runs"  # where the run's folder is made
     device: str = "auto"  # auto | cpu | cuda
-    processes: int = 1  # GPUs (or CPU processes) that share every batch; 1 under accelerate launch, which has its own
+    processes: int = 1  # GPUs (or CPU processes) that share every batch; leave 1 under torchrun
     images_per_pass: int = 0  # images a process takes through the network at once, to save memory; 0: its whole share
     num_workers: int = 0  # loader processes; any number gives the same batches
     tensorboard: bool = False  # also write TensorBoard events

@@ -93,7 +93,7 @@ def evaluate(
     part: str = "val",
     parameter: Parameters = None,
 ) -> None:
-    """Scores of every map of a checkpoint; under accelerate launch the processes share the images."""
+    """Scores of every map of a checkpoint; under torchrun the processes share the images."""
     from bidir.prediction import score
     from bidir.processes import rank
 

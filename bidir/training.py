@@ -38,7 +38,7 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
 
     A finished run returns at once, an interrupted one goes on from its last checkpoint. Everything
     about configuration and data is checked before training starts. Several processes (``processes``, or those that
-    ``accelerate launch`` started) share every batch; losses, statistics and scores are those of one up to rounding.
+    ``torchrun`` or ``accelerate launch`` started) share every batch: losses, statistics and scores are those of one up to rounding.
     Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError`` naming a loss
     term that is not finite.
     """
