@@ -37,8 +37,8 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     """Train and evaluate the run that ``config`` describes; returns its folder.
 
     A finished run returns at once, an interrupted one goes on from its last checkpoint. Everything
-    about configuration and data is checked before training starts. Several processes (``processes``, or those that
-    ``torchrun`` or ``accelerate launch`` started) share every batch: losses, statistics and scores are those of one up to rounding.
+    about configuration and data is checked before training starts. Several processes (``processes``, or
+    those that ``torchrun`` started) share every batch: losses and scores are those of one, up to rounding.
     Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError`` naming a loss
     term that is not finite.
     """
