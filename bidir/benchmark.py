@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 import torch
 
+from bidir.checks import check_data, check_processes
 from bidir.config import RunConfig
 from bidir.data import dataset_manifest, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
 from bidir.model.network import DualBranchNetwork
 from bidir.runs import hardware
-from bidir.training import check_data, loop, make_accelerator, peak_memory_mib
+from bidir.training import loop, make_accelerator, peak_memory_mib
 
 PARTS: dict[str, dict[str, Any]] = {
     "Branch-C alone": {"supervision": "none"},
@@ -39,12 +40,13 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
     network = DualBranchNetwork(config, len(split.class_names))
     network = network.to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate)
+    model, optimizer = accelerator.prepare(network, optimizer)
     crops = TrainingCrops(split, config, masks=config.supervision == "full")
     loader = make_loader(crops, StepSampler(len(split), config), config.num_workers)
     ends: list[float] = []
     nothing = {"validate": lambda _: {}, "save": lambda _: None, "progress": False}
     log = lambda _: ends.append(time.perf_counter())  # noqa: E731
-    loop(config, accelerator, network, network, optimizer, loader, 0, log, **nothing)
+    loop(config, accelerator, network, model, optimizer, loader, 0, log, **nothing)
     seconds = [after - before for before, after in zip(ends[warm_up - 1 :], ends[warm_up:], strict=False)]
     return {
         "seconds_per_step": round(median(seconds), 4), "peak_memory_mib": peak_memory_mib(accelerator.device),
@@ -56,6 +58,7 @@ def forecast(config: RunConfig) -> str:
     """What a run would do, and the time and memory it would take, from a step measured here with every term on."""
     train, val = open_split(config, "train"), open_split(config, "val")
     check_data(train, val, config, progress=True)
+    check_processes(config, config.processes)
     share = config.batch_size // config.processes
     one = measure(config.replace(batch_size=share, processes=1), steps=3, warm_up=1)
     hours = one["seconds_per_step"] * config.iterations / 3600

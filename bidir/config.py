@@ -131,7 +131,9 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what a run computes: all but those of the machine."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in MACHINE_FIELDS}
+        fields = dataclasses.asdict(self)
+        split = {"images_per_pass": self.images_per_pass} if self.images_per_pass else {}  # means are then over a pass
+        return {k: v for k, v in fields.items() if k not in MACHINE_FIELDS} | split
 
     def run_id(self, manifest: str) -> str:
         """Readable slug + hash of the configuration and of the dataset's manifest (hex digest)."""
@@ -167,7 +169,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log_every": 50, "checkpoint_every": 1000, "num_workers": 4, "grad_clip": 0.0,
     },
 }  # fmt: skip
-PRESETS["coco"] = {**PRESETS["voc"], "data_root": "data/COCO2014", "train_list": "train"}  # as voc: COCO's own unknown
+COCO = {"data_root": "data/COCO2014", "train_list": "train", "eval_images": 1000}
+PRESETS["coco"] = {**PRESETS["voc"], **COCO}  # the reference's own settings for COCO are unknown to us
 
 CHOICES = {
     "dataset": ("scenes", "voc", "folder"),

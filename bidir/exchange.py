@@ -27,28 +27,31 @@ REFERENCE = (  # names of the reference's branches -> ours; its encoder has SegF
 )
 
 
-def reference_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the reference implementation under our names; names it should not have stay as they are.
-
-    Its decoder projects with linear layers, ours with 1x1 convolutions of the same weights.
-    """
-    renamed = {}
-    for name, value in state.items():
+def reference_names(state: dict[str, Tensor]) -> dict[str, str]:
+    """Our name -> the reference implementation's, of its state dict; names it should not have stay as they are."""
+    names = {}
+    for name in state:
         new = f"encoder.{our_name(name)}" if name.startswith("encoder.") else name
         for pattern, ours in REFERENCE:
             new = re.sub(pattern, ours, new)
-        linear = new.startswith("segmentation.project.") and value.dim() == 2
-        renamed[new] = value[:, :, None, None] if linear else value
-    return renamed
+        names[new] = name
+    return names
 
 
 def import_reference(path: str | Path, out: str | Path, config: RunConfig, class_names: tuple[str, ...]) -> Path:
     """A reference checkpoint as one of ours, at ``out``; ``config`` names its encoder and how it was trained.
 
-    Errors: ``WeightsError`` that lists every name without a counterpart and every shape that differs.
+    Errors: ``WeightsError`` that lists every name without a counterpart, as the file has it, and every shape that
+    differs.
     """
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(class_names))
-    load_matching(network, reference_state(load_tensors(Path(path))), str(path))
+    theirs = load_tensors(Path(path))
+    names = reference_names(theirs)
+    state = {ours: theirs[name] for ours, name in names.items()}
+    for name, value in state.items():
+        if name.startswith("segmentation.project.") and value.dim() == 2:  # linear there, a 1x1 convolution here
+            state[name] = value[:, :, None, None]
+    load_matching(network, state, str(path), names)
     content = {"model": network.state_dict(), "config": json.dumps(asdict(config)), "classes": list(class_names)}
     save_checkpoint(Path(out), {**content, "step": config.iterations})
     return Path(out)
@@ -128,11 +131,10 @@ Not for decisions about people: masks are wrong where objects and their surround
 def _push(folder: Path, repository: str) -> None:
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise WeightsError("the hub needs its client: pip install 'bidir[hub]'") from error
     try:
         HfApi().create_repo(repository, exist_ok=True)
         HfApi().upload_folder(repo_id=repository, folder_path=str(folder))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's client raises many kinds, most of them network errors
         raise WeightsError(f"{repository}: not uploaded ({error}); log in with `hf auth login`") from error

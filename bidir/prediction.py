@@ -76,7 +76,6 @@ def export_pseudo_masks(
     split = open_split(config, part)
     if split.class_names != class_names:
         raise DataError(f"the dataset has classes {split.class_names}, the checkpoint {class_names}")
-    _same_maker(Path(out_dir), checkpoint, map, protocol, part)
     return _segment(network, config, split, Path(out_dir), True, map, protocol, overlays=False, resume=True)
 
 
@@ -97,8 +96,7 @@ def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, prot
               read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")]  # fmt: skip
     split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
     inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
-    folder = out.with_suffix("") / inside
-    _same_maker(folder, checkpoint, "branch_s", protocol, names)
+    folder = out.with_name(f"{out.stem}_masks") / inside
     _segment(network, config, split, folder, True, "branch_s", protocol, overlays=False, resume=True)
     if processes.rank() == 0:
         content = io.BytesIO()
@@ -128,17 +126,6 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     return evaluate(network, split, sizes, config, {protocol: set(MAPS) for protocol in protocols})
 
 
-def _same_maker(out: Path, *maker: object) -> None:
-    """Note in ``out`` what makes its masks. Errors: ``DataError`` if it holds masks that something else made."""
-    digest = hashlib.sha256(Path(maker[0]).read_bytes()).hexdigest() if Path(maker[0]).is_file() else str(maker[0])
-    told = json.dumps({"checkpoint": digest, "made": [str(one) for one in maker[1:]]})
-    path = out / "made_by.json"
-    if path.is_file() and path.read_text() != told:
-        raise DataError(f"{out} holds masks of another model, map or protocol; give another folder")
-    if processes.rank() == 0:
-        write_text(path, told)
-
-
 def _segment(
     network: DualBranchNetwork,
     config: RunConfig,
@@ -157,6 +144,8 @@ def _segment(
         )
     if processes.rank() == 0:
         split.check(masks=False)
+        if resume:
+            _begin(out, network, config, split, map, protocol)
     dataset, device = WholeImages(split, config.eval_size, masks=False), next(network.parameters()).device
     labels = split.labels.copy()
     mine = range(processes.rank(), len(split), processes.count())
@@ -184,11 +173,25 @@ def _segment(
     return table
 
 
+def _begin(out: Path, network: DualBranchNetwork, config: RunConfig, split: Split, map: str, protocol: str) -> None:
+    """Note in ``out`` what makes its masks. Errors: ``DataError`` if it holds masks that something else made."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    maker = {"model": digest.hexdigest(), "images": split.manifest(), "settings": config.identity(), "map": map,
+             "protocol": protocol}  # fmt: skip
+    path, told = out / "made_by.json", json.dumps(maker)
+    if path.read_text() != told if path.is_file() else any(out.glob("*.png")):
+        raise DataError(f"{out} holds masks of another model, dataset, map, protocol or setting; give another folder")
+    write_text(path, told)
+
+
 def _open(checkpoint: str | Path, **where: Any) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
     """``load_network`` on this process's device, with ``where`` in place of what the configuration says."""
     network, config, class_names = load_network(checkpoint)
     config = config.replace(**{"device": "auto", **where})
-    return network.to(PartialState(cpu=config.device == "cpu").device), config, class_names
+    state = PartialState(cpu=config.device == "cpu", timeout=processes.PATIENCE)
+    return network.to(state.device), config, class_names
 
 
 def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> torch.Tensor:

@@ -212,5 +212,9 @@ def _exported(folder: Path) -> dict[str, Any]:
     """What ``load_checkpoint`` gives, of a folder that ``export_model`` wrote. Errors: ``WeightsError``."""
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: no config.json in it; give a checkpoint.pt or a folder that bidir export wrote")
-    told = json.loads((folder / "config.json").read_text())
+    try:
+        told = json.loads((folder / "config.json").read_text())
+        told["config"]["supervision"], told["classes"]  # of the many files of that name, ours
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{folder}/config.json: not written by bidir export ({error!r})") from error
     return {**told, "config": json.dumps(told["config"]), "model": load_tensors(folder / "model.safetensors")}

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from bidir.checks import check_data, check_machine
 from bidir.config import ConfigError, RunConfig, resolve
 from bidir.data import dataset_manifest, open_split
 from bidir.executors import dask_executor, execute, local_slots, read_yaml, require_keys
@@ -23,7 +24,6 @@ from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.registry import collect, read_registry, write_registry
 from bidir.runs import RunFolder, last_step
-from bidir.training import check_data, check_machine
 
 FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
 DATA_FIELDS = [field.name for field in fields(RunConfig)]

@@ -25,7 +25,8 @@ def prepare(
     any_count: Annotated[bool, typer.Option("--any-count", help="accept other counts than the published")] = False,
 ) -> None:
     """VOC 2012 or COCO 2014 to the layout that training reads: lists, masks, image labels, manifest."""
-    from bidir.data.prepare import prepare_coco, prepare_voc
+    from bidir.data.coco import prepare_coco
+    from bidir.data.prepare import prepare_voc
 
     if dataset not in ("voc", "coco"):
         raise ConfigError(f"dataset = {dataset!r}: choose voc or coco")
@@ -43,12 +44,17 @@ def check_data(
     parameter: Parameters = None,
 ) -> None:
     """Look at every file of a dataset: class balance, sizes, and all problems at once."""
-    from bidir.data import open_split
+    from bidir.data import DataError, open_split
     from bidir.data.split import describe
 
-    config = RunConfig.from_parameters(parse_parameters(parameter), preset)
+    config, problems = RunConfig.from_parameters(parse_parameters(parameter), preset), []
     for part in ("train", "val"):
-        print(f"{part}: {describe(open_split(config, part))}\n")
+        try:
+            print(f"{part}: {describe(open_split(config, part))}\n")
+        except DataError as error:
+            problems.append(f"{part}: {error}")
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 @tools.command()
@@ -132,6 +138,8 @@ def import_(
     from bidir.data.voc import known_classes
     from bidir.exchange import import_reference
 
+    if classes and not classes.is_file():
+        raise ConfigError(f"--classes {classes}: no such file")
     config = RunConfig.from_parameters(parse_parameters(parameter), preset)
     print(import_reference(weights, out, config, tuple(known_classes(classes))))
 

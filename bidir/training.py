@@ -9,20 +9,20 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, notebook_launcher
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, notebook_launcher
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from bidir import processes
+from bidir.checks import check_data, check_machine, check_processes
 from bidir.config import ConfigError, RunConfig
-from bidir.data import DataError, Split, dataset_manifest, open_split
+from bidir.data import Split, dataset_manifest, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
 from bidir.evaluation import COLUMNS, IMAGE_COLUMNS, Scores, evaluate, mean_scores
 from bidir.model.network import DualBranchNetwork
@@ -44,19 +44,27 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     """
     train, val = open_split(config, "train"), open_split(config, "val")
     folder = RunFolder(config, dataset_manifest(train, val))
-    if config.processes > 1 and not folder.done.is_file():
-        notebook_launcher(fit, (config.replace(processes=1), progress), config.processes, use_port=_free_port())
+    if config.processes > 1:
+        check_processes(config, config.processes)
+        if not folder.done.is_file():
+            check_data(train, val, config, progress)
+            alone = config.replace(processes=1)
+            notebook_launcher(_fit_launched, (alone,), config.processes, use_port=_free_port())
         return folder.path
     accelerator = make_accelerator(config)
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {accelerator.num_processes} processes")
-    if not folder.done.is_file():
-        main = accelerator.is_main_process
+    check_processes(config, accelerator.num_processes)
+    main = accelerator.is_main_process
+    if not processes.gathered(folder.done.is_file())[0]:
         sizes = processes.gathered(check_data(train, val, config, progress) if main else None)[0]
-        with folder.lock() if accelerator.is_main_process else nullcontext():
-            if not folder.done.is_file():  # another process may have been faster
+        with folder.lock() if main else nullcontext():
+            if not processes.gathered(folder.done.is_file())[0]:  # another run of it may have been faster
                 _fit(config, accelerator, train, val, sizes, folder, progress)
     return folder.path
+
+
+def _fit_launched(config: RunConfig) -> None:
+    torch.set_num_threads(1)  # forked: the threads of the notebook's process are not there to be waited for
+    fit(config, progress=False)
 
 
 def _fit(
@@ -170,10 +178,13 @@ def loop(
 def make_accelerator(config: RunConfig) -> Accelerator:
     """The device, precision and processes of the run. Errors: ``ConfigError`` if there is no GPU to use."""
     check_machine(config)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # which branch runs depends on the step
+    settings = [
+        DistributedDataParallelKwargs(find_unused_parameters=True),  # which branch runs depends on the step
+        InitProcessGroupKwargs(timeout=processes.PATIENCE),
+    ]
     try:
         accelerator = Accelerator(
-            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=[unused]
+            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=settings
         )
     except ValueError as error:  # accelerate keeps device and precision for the life of a process
         raise ConfigError(
@@ -187,30 +198,6 @@ def _free_port() -> str:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return str(server.getsockname()[1])
-
-
-def check_machine(config: RunConfig) -> None:
-    """``ConfigError`` if the configuration asks for a GPU or a package that is not here."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
-    if config.tensorboard and not find_spec("tensorboard"):
-        raise ConfigError("tensorboard = True, but it is not installed: pip install 'bidir[tensorboard]'")
-
-
-def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
-    """Look at every file that the run will open; returns the sizes of the validation images.
-
-    Errors: ``DataError``, also if every crop would be larger than the image it is cut from.
-    """
-    if train.class_names != val.class_names:
-        raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
-    longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
-    if config.crop_size > longest:
-        raise DataError(
-            f"crop_size = {config.crop_size} is larger than every image, even at scale_max ({longest:.0f} px); "
-            f"set crop_size to at most {int(longest)}"
-        )
-    return val.check(masks=val.masks is not None, progress=progress)
 
 
 def save_state(

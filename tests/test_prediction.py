@@ -231,8 +231,12 @@ def test_pseudo_masks_go_on_where_they_stopped_and_are_not_mixed(run, tmp_path):
     assert gone.read_bytes() == content
     assert kept.stat().st_mtime_ns == time
     pd.testing.assert_frame_equal(before, after)
-    with pytest.raises(DataError, match="masks of another model, map or protocol"):
-        export_pseudo_masks(path / "checkpoint.pt", "val", tmp_path, map="y_c")
+    for changes in ({"map": "y_c"}, {"eval_size": 64}, {"part": "train"}):
+        with pytest.raises(DataError, match="masks of another model, dataset, map"):
+            export_pseudo_masks(path / "checkpoint.pt", **{"part": "val", "out_dir": tmp_path, **changes})
+    (tmp_path / "made_by.json").unlink()
+    with pytest.raises(DataError, match="masks of another model"):  # who knows whose
+        export_pseudo_masks(path / "checkpoint.pt", "val", tmp_path)
 
 
 def test_the_crf_follows_the_edges_of_the_image():

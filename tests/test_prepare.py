@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from bidir.cli import app
 from bidir.config import RunConfig
 from bidir.data import DataError, open_split
-from bidir.data.prepare import prepare_coco, prepare_voc
+from bidir.data.coco import prepare_coco
+from bidir.data.prepare import prepare_voc
 from bidir.data.voc import VOC_CLASSES
 from bidir.execution import run_notebook
 from bidir.runs import load_checkpoint
@@ -179,6 +180,12 @@ def remove(path):
         (lambda s, d: savemat(d / "cls" / "s1.mat", {"GTcls": {"Segmentation": block(21)}}), r"s1\.mat: .*id 21"),
         (lambda s, d: savemat(d / "cls" / "s1.mat", {"GTinst": 1}), r"s1\.mat: no mask of SBD"),
         (lambda s, d: (d / "cls").rename(d / "masks"), "no folder cls"),
+        (lambda s, d: (d / "cls" / "s1.mat").write_bytes(b""), r"s1\.mat: no mask of SBD"),
+        (
+            lambda s, d: (s / "ImageSets/Segmentation/test.txt").write_text("s1"),
+            "s1 .1 in all. is in test and in train_aug",
+        ),
+        (lambda s, d: (s / "ImageSets/Segmentation/val.txt").write_text("v1 v1"), "list val names v1 twice"),
     ],
 )
 def test_what_is_wrong_with_voc_is_named(published_voc, tmp_path, spoil, message):
@@ -197,12 +204,24 @@ def test_counts_are_the_published_ones_unless_told_otherwise(published_voc, publ
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_is_not_made_from_two_sources(published_voc, published_coco, tmp_path):
+    source, sbd = published_voc
+    prepare_voc(source, tmp_path / "out", any_count=True)
+    with pytest.raises(DataError, match="was begun from other lists"):
+        prepare_voc(source, tmp_path / "out", sbd, any_count=True)
+    prepare_coco(published_coco, tmp_path / "coco_out", any_count=True)
+    edit(published_coco / "annotations" / "instances_val2014.json", lambda c: c["annotations"][0].update(area=1))
+    with pytest.raises(DataError, match="was begun from other lists or annotations"):
+        prepare_coco(published_coco, tmp_path / "coco_out", any_count=True)
+
+
 def test_truncated_images_are_all_listed(published_voc, tmp_path):
     source, sbd = published_voc
-    for name in ("t1", "s2"):
+    for name in ("t1", "s2", "x1"):
         path = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / f"{name}.jpg"
         path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"(?s)s2\.jpg: the image cannot be read.*t1\.jpg: the image cannot be read"):
+    unread = ": the image cannot be read.*"
+    with pytest.raises(DataError, match=rf"(?s)s2\.jpg{unread}t1\.jpg{unread}x1\.jpg{unread}"):
         prepare_voc(source, tmp_path / "out", sbd, any_count=True)
 
 
@@ -247,6 +266,8 @@ def test_coco_the_whole_way_to_training(published_coco, tmp_path):
         (lambda c: c["annotations"][0].update(image_id=77), "annotation 1: image 77 is not among"),
         (lambda c: c["annotations"][1].update(segmentation=[[1, 2]]), "annotation 2 of COCO_train2014_000000000001"),
         (lambda c: c.pop("categories"), "lacks 'categories'"),
+        (lambda c: c["annotations"][1].pop("area"), "number 1 of annotations lacks 'area'"),
+        (lambda c: c["images"][0].pop("height"), "number 0 of images lacks 'height'"),
         (lambda c: c["categories"].pop(), "train and val name different categories"),
         (lambda c: c["images"][1].update(file_name="other.jpg"), r"other\.jpg: missing"),
     ],
@@ -284,6 +305,7 @@ def archive_server(published_voc, tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}/VOC.tar"
         monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "url", url)
         monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "md5", digest)
+        monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "filename", "VOC.tar")
         yield archive
         server.shutdown()
 
@@ -294,6 +316,8 @@ def test_a_broken_download_is_an_error_and_the_next_call_goes_on(archive_server,
     with pytest.raises(DataError, match="run the same command again"):
         prepare_voc(target, tmp_path / "out", download=True, any_count=True)
     archive_server.write_bytes(whole)
+    (target / "VOCdevkit" / "VOC2012" / "JPEGImages").mkdir(parents=True)  # as if stopped while unpacking
+    (target / "VOC.tar").write_bytes(whole)
     out = prepare_voc(target, tmp_path / "out", download=True, any_count=True)
     assert (out / "manifest.json").is_file()
     assert len(VOCSegmentation(target, "2012", "train")) == 2  # torchvision reads what it fetched

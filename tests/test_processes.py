@@ -15,6 +15,9 @@ import psutil
 import pytest
 import torch
 
+from bidir.benchmark import forecast
+from bidir.checks import check_processes
+from bidir.config import ConfigError
 from bidir.data import dataset_manifest, open_split
 from bidir.data.loader import TrainingCrops, collate
 from bidir.runs import RunFolder, load_checkpoint, read_rows
@@ -131,12 +134,16 @@ def test_a_batch_that_cannot_be_shared_is_an_error(config, script, workspace):
     assert not (workspace / "odd").exists()
 
 
-def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path):
+def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path, script):
     """Without Branch-S there is no batch norm that learns, so the split changes rounding alone."""
     short = quick.replace(supervision="none", iterations=4, eval_every=0, runs_dir=str(tmp_path / "whole"))
     parts = short.replace(images_per_pass=3, runs_dir=str(tmp_path / "parts"))
     losses = [[row["loss"] for row in read_rows(fit(c, progress=False) / "metrics.jsonl")] for c in (short, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    shared = short.replace(images_per_pass=1, runs_dir=str(tmp_path / "shared"))
+    finish(start(shared, 2, script))
+    assert [row["loss"] for row in read_rows(folder_of(shared).metrics)] == pytest.approx(losses[0], rel=1e-4)
+    assert folder_of(short).run_id != folder_of(shared).run_id  # with Branch-S, means are over a pass
     split = open_split(quick, "train")
     batch = collate([TrainingCrops(split, quick)[0, i] for i in range(5)])
     pieces = batch.parts(2)
@@ -146,17 +153,39 @@ def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path):
 
 
 def test_processes_from_a_notebook(config, workspace):
-    child = [sys.executable, "-c", NOTEBOOK, json.dumps(vars(config.replace(processes=2, iterations=4,
-             runs_dir=str(workspace / "launched"))))]  # fmt: skip
-    result = subprocess.run(child, capture_output=True, text=True, check=False, timeout=200)
+    """Forked from a process whose threads have been at work, as those of a notebook have after its first figure."""
+    launched = config.replace(processes=2, iterations=4, runs_dir=str(workspace / "launched"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    child = [sys.executable, "-c", NOTEBOOK, json.dumps(vars(launched))]
+    result = subprocess.run(child, capture_output=True, text=True, check=False, timeout=200, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     run = result.stdout.strip().splitlines()[-1]
     assert json.loads((Path(run) / "run.json").read_text())["processes"] == 2
 
 
 NOTEBOOK = """
-import json, sys
+import json, sys, torch
 from bidir import RunConfig, fit
 
+torch.zeros(3, 400, 400, dtype=torch.uint8).float().exp()  # OpenMP's threads are there now
 print(fit(RunConfig.from_parameters(json.loads(sys.argv[1])), progress=False))
 """
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes"),
+        ({"processes": 2, "encoder_norm": "trained"}, "its batch norm knows its own process alone"),
+    ],
+)
+def test_processes_that_cannot_share_are_refused_before_they_start(quick, tmp_path, changes, message):
+    for act in (fit, forecast):
+        with pytest.raises(ConfigError, match=message):
+            act(quick.replace(**changes, runs_dir=str(tmp_path)))
+
+
+def test_torchrun_and_processes_exclude_each_other(quick, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="torchrun has started its own"):
+        check_processes(quick.replace(processes=2), 2)

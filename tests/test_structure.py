@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LAYERS = """config files processes palette data.split data.creatures data.scenes data.voc data.prepare data data.loader
+LAYERS = """config files processes palette data.split data.creatures data.scenes data.voc data.prepare data.coco data
+checks data.loader
 model.mix_transformer model.weights model.encoders model.network seeds.par seeds.affinity seeds.maps seeds.propagation
 losses schedule supervision metrics crf evaluation runs exchange training benchmark overlay prediction
 registry executors sweep statistics figures execution tools cli""".split()

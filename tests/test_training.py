@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from bidir.benchmark import forecast
+from bidir.checks import check_data
 from bidir.config import ConfigError
 from bidir.data import DataError, dataset_manifest, open_split
 from bidir.data.loader import Batch, StepSampler, TrainingCrops, make_loader
@@ -28,7 +29,7 @@ from bidir.model.weights import WeightsError
 from bidir.runs import RunFolder, load_checkpoint, load_network, read_rows, save_checkpoint
 from bidir.schedule import active, learning_rate
 from bidir.supervision import loss_terms, make_pseudo_labels, total_loss
-from bidir.training import check_data, fit
+from bidir.training import fit
 
 CHILD = """
 import json, sys, torch

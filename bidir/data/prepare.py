@@ -1,4 +1,4 @@
-"""VOC 2012 (with SBD) and COCO 2014 as they are published, to the one layout that training reads.
+"""VOC 2012 with SBD as they are published, to the one layout that training reads; what COCO shares with it.
 
 The prepared folder links to the published images and holds lists, masks, image labels and a manifest, which
 is written last. A call that was stopped goes on; masks that are there are not made again.
@@ -7,23 +7,25 @@ is written last. A call that was stopped goes on; masks that are there are not m
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-from collections import defaultdict
+import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
-from torchvision.datasets import SBDataset, VOCSegmentation
+from torchvision.datasets import SBDataset
+from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 from tqdm import tqdm
 
-from bidir.config import RunConfig, resolve
-from bidir.data.split import DataError
-from bidir.data.voc import VOC_CLASSES, read_list, read_voc, read_xml, require
+from bidir.config import resolve
+from bidir.data.split import DataError, Split
+from bidir.data.voc import VOC_CLASSES, read_list, read_xml, require
 from bidir.files import write_text
 from bidir.palette import save_palette_png
 
@@ -62,150 +64,95 @@ def prepare_voc(
         classes = {name: root / "cls" / f"{name}.mat" for name in sorted(extra)}
         require(list(classes.values()), f"SBD's masks of images in {root}/train.txt and val.txt")
         lists["train_aug"] = sorted({*lists["train"], *extra})
-    _verify("voc", lists, any_count)
+    verify("voc", lists, any_count)
     named = sorted(set().union(*lists.values()))
     require([voc / "JPEGImages" / f"{name}.jpg" for name in named], "named in a list of VOC or SBD")
     labelled = sorted(set().union(*(names for part, names in lists.items() if part != "test")))
     annotations = [voc / "Annotations" / f"{name}.xml" for name in labelled]
     require(annotations, "image labels come from it")
+    masks = [voc / "SegmentationClass" / f"{name}.png" for name in sorted({*lists["train"], *lists["val"]})]
+    if not any_count:
+        require(masks, "one of VOC's own masks")
     labels = {name: read_xml(file) for name, file in zip(labelled, annotations, strict=True)}
 
-    _link(voc / "JPEGImages", out / "JPEGImages")
-    for name in {*lists["train"], *lists["val"]}:
-        mask = voc / "SegmentationClass" / f"{name}.png"
+    begin(out, {"dataset": "voc", "images": {name: digest("\n".join(images)) for name, images in lists.items()}})
+    link(voc / "JPEGImages", out / "JPEGImages")
+    for mask in masks:
         if mask.is_file():  # training needs none
-            _link(mask, out / "SegmentationClass" / mask.name)
+            link(mask, out / "SegmentationClass" / mask.name)
     for name, file in tqdm(classes.items(), "masks of SBD", unit="image"):
         path = out / "SegmentationClass" / f"{name}.png"
         if not path.is_file():
             save_palette_png(_sbd_mask(file), path)
-    return _finish("voc", out, lists, labels)
-
-
-def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -> Path:
-    """COCO 2014: index masks with 81 classes, labels and lists of the images that show an object.
-
-    ``source`` holds ``annotations/instances_{train,val}2014.json`` and the folders ``train2014``, ``val2014``.
-    Class i is the i-th of the categories by id, spaces in names written as ``_``. Where objects overlap the
-    smaller is in front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``.
-    """
-    source, out = resolve(source), resolve(out)
-    parts = {part: _read_instances(source / "annotations" / f"instances_{part}2014.json") for part in ("train", "val")}
-    categories = {
-        part: sorted((c["id"], c["name"].replace(" ", "_")) for c in parts[part]["categories"]) for part in parts
-    }
-    if categories["train"] != categories["val"]:
-        raise DataError(f"{source}/annotations: train and val name different categories")
-    ids = {category: i for i, (category, _) in enumerate(categories["train"], 1)}
-    shown = {part: _objects(content, ids, part) for part, content in parts.items()}
-    lists = {part: [Path(file).stem for file in images] for part, images in shown.items()}
-    _verify("coco", lists, any_count)
-    files = {part: [source / f"{part}2014" / file for file in images] for part, images in shown.items()}
-    require(files["train"] + files["val"], "named in the instance annotations")
-
-    write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
-    names, labels = dict(enumerate((name for _, name in categories["train"]), 1)), {}
-    for part, images in shown.items():
-        for (image, objects), file in zip(tqdm(images.values(), f"masks of {part}"), files[part], strict=True):
-            _link(file, out / "JPEGImages" / file.name)
-            path = out / "SegmentationClass" / f"{file.stem}.png"
-            if not path.is_file():
-                save_palette_png(_coco_mask(image, objects, ids), path)
-            labels[file.stem] = [names[i] for i in sorted({ids[o["category_id"]] for o in objects})]
-    return _finish("coco", out, lists, labels)
+    return finish("voc", out, lists, labels)
 
 
 def _download(source: Path, sbd: Path | None) -> None:
-    """Fetch VOC 2012 and SBD where they are not there; a broken archive is fetched again. Errors: ``DataError``."""
+    """Fetch and unpack VOC 2012 and SBD where that has not been done; goes on after a stop. Errors: ``DataError``."""
+    own = any((p / "JPEGImages").is_dir() for p in (source, source / "VOCdevkit" / "VOC2012"))
+    voc = DATASET_YEAR_DICT["2012"]
+    _fetch(voc["url"], source, voc["filename"], voc["md5"], own)
+    if sbd:
+        _fetch(SBDataset.url, sbd, SBDataset.filename, SBDataset.md5, (sbd / "cls").is_dir())
+
+
+def _fetch(url: str, folder: Path, name: str, md5: str, own: bool) -> None:
+    """An archive, unpacked into ``folder``; not if that was done, nor if one's ``own`` copy is there without it."""
+    unpacked = folder / f"{name}.unpacked"
+    if unpacked.is_file() or (own and not (folder / name).is_file()):
+        return
     try:
-        if not any((p / "JPEGImages").is_dir() for p in (source, source / "VOCdevkit" / "VOC2012")):
-            VOCSegmentation(str(source), "2012", "train", download=True)
-        if sbd and not (sbd / "cls").is_dir():
-            SBDataset(str(sbd), "train", "segmentation", download=True)
-    except (RuntimeError, OSError, EOFError) as error:
+        download_and_extract_archive(url, str(folder), filename=name, md5=md5)
+    except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
         raise DataError(
-            f"download into {source}: {error}; run the same command again, or put the files there yourself"
+            f"{url} into {folder}: {error}; run the same command again, or put the files there yourself"
         ) from error
+    write_text(unpacked, "")
 
 
 def _sbd_mask(path: Path) -> np.ndarray:
     """(H, W) uint8 of 0..20 from an SBD file. Errors: ``DataError``."""
     try:
         mask = loadmat(path)["GTcls"][0]["Segmentation"][0]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except Exception as error:  # scipy raises many kinds for a damaged file
         raise DataError(f"{path}: no mask of SBD ({error}); unpack the archive again") from error
     if mask.ndim != 2 or mask.max() > len(VOC_CLASSES):
         raise DataError(f"{path}: mask of shape {mask.shape} with id {mask.max()}; known: 0..{len(VOC_CLASSES)}")
     return mask.astype(np.uint8)
 
 
-def _read_instances(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: not there; get annotations_trainval2014.zip from cocodataset.org")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); was the download cut short?") from error
-    lacking = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
-    if lacking:
-        raise DataError(f"{path}: no instance annotations, lacks {sorted(lacking)[0]!r}")
-    return content
-
-
-def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[str, tuple[dict, list[dict]]]:
-    """File name -> (image, its objects), of the images that have one, by name. Errors: ``DataError``."""
-    images = {image["id"]: image for image in content["images"]}
-    objects = defaultdict(list)
-    for one in content["annotations"]:
-        if one["category_id"] not in ids:
-            raise DataError(
-                f"{part}, annotation {one['id']}: category {one['category_id']} is not among the categories"
-            )
-        if one["image_id"] not in images:
-            raise DataError(f"{part}, annotation {one['id']}: image {one['image_id']} is not among the images")
-        objects[one["image_id"]].append(one)
-    found = {images[i]["file_name"]: (images[i], objects[i]) for i in objects}
-    return dict(sorted(found.items()))
-
-
-def _coco_mask(image: dict, objects: list[dict], ids: dict[int, int]) -> np.ndarray:
-    """(H, W) uint8 of class indices: crowds first, then large to small. Errors: ``DataError``."""
-    coco = _pycocotools()
-    coco.imgs = {image["id"]: image}
-    mask = np.zeros((image["height"], image["width"]), np.uint8)
-    for one in sorted(objects, key=lambda o: (-o.get("iscrowd", 0), -o["area"])):
-        try:
-            mask[coco.annToMask(one).astype(bool)] = ids[one["category_id"]]
-        except Exception as error:  # pycocotools raises bare exceptions
-            raise DataError(f"annotation {one['id']} of {image['file_name']}: no outline ({error})") from error
-    return mask
-
-
-def _pycocotools() -> Any:
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
-    with redirect_stdout(io.StringIO()):
-        return COCO()
-
-
-def _verify(dataset: str, lists: dict[str, list[str]], any_count: bool) -> None:
-    """``DataError`` if a list is not as long as published, or lists that must not share an image do."""
+def verify(dataset: str, lists: dict[str, list[str]], any_count: bool) -> None:
+    """``DataError`` if a list is not as long as published, names an image twice, or shares one with another."""
     for name, images in lists.items():
         if not any_count and len(images) != PUBLISHED[dataset][name]:
             raise DataError(
                 f"{dataset}: list {name} holds {len(images)} images, the published one {PUBLISHED[dataset][name]}; "
                 "complete the source, or accept it with --any-count"
             )
-        shared = sorted({*images} & {*lists["val"]}) if name != "val" else []
+        if len({*images}) < len(images):
+            raise DataError(f"{dataset}: list {name} names {Counter(images).most_common(1)[0][0]} twice")
+    for one, other in combinations(lists, 2):
+        shared = sorted({*lists[one]} & {*lists[other]}) if {one, other} != {"train", "train_aug"} else []
         if shared:
             raise DataError(
-                f"{dataset}: {shared[0]} ({len(shared)} in all) is in {name} and in val; are they mixed up?"
+                f"{dataset}: {shared[0]} ({len(shared)} in all) is in {one} and in {other}; are they mixed up?"
             )
 
 
-def _link(target: Path, path: Path) -> None:
+def begin(out: Path, sources: dict[str, Any]) -> None:
+    """Note what ``out`` is made from. Errors: ``DataError`` if it was begun from something else."""
+    path, told = out / "sources.json", json.dumps(sources, indent=1) + "\n"
+    if path.is_file() and path.read_text() != told:
+        raise DataError(f"{out} was begun from other lists or annotations; give another folder, or delete this one")
+    write_text(path, told)
+
+
+def digest(content: str | bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def link(target: Path, path: Path) -> None:
     """A symbolic link, made once. Errors: ``DataError`` if something else is in its place."""
     if path.is_symlink() and Path(os.readlink(path)) == target:
         return
@@ -215,15 +162,14 @@ def _link(target: Path, path: Path) -> None:
     path.symlink_to(target)
 
 
-def _finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
+def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
     """Lists, image labels, a look at every image, and the manifest; returns ``out``. Errors: ``DataError``."""
     for name, images in lists.items():
         write_text(out / "ImageSets" / "Segmentation" / f"{name}.txt", "\n".join(images) + "\n")
     lines = [" ".join([name, *classes]) for name, classes in sorted(labels.items())]
     write_text(out / "image_labels.txt", "\n".join(lines) + "\n")
-    config = RunConfig(dataset="voc", data_root=str(out))
-    for name in lists.keys() - {"test"}:
-        read_voc(config, name).check(masks=False)
+    every = [out / "JPEGImages" / f"{name}.jpg" for name in sorted(set().union(*lists.values()))]
+    Split((), tuple(every), np.zeros((len(every), 0), bool), None, (0,)).check(masks=False)
     told = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
             "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
             "sha256": dict(_digests(out, lists))}  # fmt: skip
@@ -239,7 +185,7 @@ def _finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[s
 def _digests(out: Path, lists: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     """SHA-256 of every list, of the image labels and of all masks together."""
     for name in ("image_labels.txt", *(f"ImageSets/Segmentation/{name}.txt" for name in lists)):
-        yield name, hashlib.sha256((out / name).read_bytes()).hexdigest()
+        yield name, digest((out / name).read_bytes())
     masks = hashlib.sha256()
     for path in tqdm(sorted((out / "SegmentationClass").glob("*.png")), "checksums", unit="mask"):
         masks.update(path.name.encode() + path.read_bytes())

@@ -97,7 +97,7 @@ def require(paths: list[Path] | tuple[Path, ...], why: str) -> None:
 
 
 def known_classes(path: Path | None) -> list[str]:
-    """The names in a ``classes.txt``, without the background it begins with; VOC's twenty if there is no file."""
+    """The names in a ``classes.txt``, without the background it begins with; VOC's twenty if it is not there."""
     return path.read_text().split()[1:] if path and path.is_file() else list(VOC_CLASSES)
 
 

@@ -46,22 +46,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def load_matching(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_matching(
+    module: nn.Module, state: dict[str, Tensor], source: str, named: dict[str, str] | None = None
+) -> None:
     """Load ``state`` into ``module``, every key and every shape.
 
-    Errors: ``WeightsError`` naming missing and unexpected keys and differing shapes.
+    ``named``: the file's own names by those of ``state``. Errors: ``WeightsError`` naming missing and unexpected keys
+    and differing shapes; with ``named`` all of them, else the first twelve.
     """
-    own = module.state_dict()
-    lines = [f"missing {name}" for name in own if name not in state]
-    lines += [f"unexpected {name}" for name in state if name not in own]
+    own, theirs = module.state_dict(), named or {}
+    lines = [f"unexpected {theirs.get(name, name)}" for name in state if name not in own]
+    lines += [f"missing {name}" for name in own if name not in state]
     lines += [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        f"{theirs.get(name, name)}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
     if lines:
-        more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
-        raise WeightsError(f"{source} does not fit the model:\n  " + "\n  ".join(lines[:12]) + more)
+        shown = lines if named else lines[:12]
+        more = f"\n  ... and {len(lines) - len(shown)} more" if len(lines) > len(shown) else ""
+        raise WeightsError(f"{source} does not fit the model:\n  " + "\n  ".join(shown) + more)
     module.load_state_dict(state)
 
 
