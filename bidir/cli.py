@@ -124,8 +124,9 @@ def benchmark(
 
 
 def _stop_cleanly() -> None:
-    """Take the signal by which queueing systems end a job for Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Take the signal by which queueing systems end a job for Ctrl-C, and heed Ctrl-C also behind a shell's ``&``."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _watch(parent: int) -> None:
