@@ -109,6 +109,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(pair, config, script, w
         pd.testing.assert_frame_equal(one, two)
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_after_a_process_was_killed(pair, config, script, workspace):
     again = config.replace(runs_dir=str(workspace / "killed"))
     folder = folder_of(again)

@@ -231,6 +231,7 @@ def free_port():
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_dask_over_tcp_survives_a_killed_worker(tmp_path, folders):
     """A scheduler and two workers as processes of their own; the one in the middle of a run is killed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
