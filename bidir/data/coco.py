@@ -32,7 +32,7 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     Class i is the i-th of the categories by id, spaces in names written as ``_``. Where objects overlap the
     smaller is in front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``.
     """
-    source, out = resolve(source), resolve(out)
+    source, out, coco = resolve(source), resolve(out), _pycocotools()
     paths = {part: source / "annotations" / f"instances_{part}2014.json" for part in ("train", "val")}
     parts = {part: _read_instances(path) for part, path in paths.items()}
     categories = {
@@ -55,7 +55,7 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
             link(file, out / "JPEGImages" / file.name)
             path = out / "SegmentationClass" / f"{file.stem}.png"
             if not path.is_file():
-                save_palette_png(_coco_mask(image, objects, ids), path)
+                save_palette_png(_coco_mask(coco, image, objects, ids), path)
             labels[file.stem] = [names[i] for i in sorted({ids[o["category_id"]] for o in objects})]
     return finish("coco", out, lists, labels)
 
@@ -93,9 +93,8 @@ def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[st
     return dict(sorted(found.items()))
 
 
-def _coco_mask(image: dict, objects: list[dict], ids: dict[int, int]) -> np.ndarray:
+def _coco_mask(coco: Any, image: dict, objects: list[dict], ids: dict[int, int]) -> np.ndarray:
     """(H, W) uint8 of class indices: crowds first, then large to small. Errors: ``DataError``."""
-    coco = _pycocotools()
     coco.imgs = {image["id"]: image}
     mask = np.zeros((image["height"], image["width"]), np.uint8)
     for one in sorted(objects, key=lambda o: (-o.get("iscrowd", 0), -o["area"])):

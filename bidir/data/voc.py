@@ -78,6 +78,7 @@ def read_folder(config: RunConfig, split: str) -> Split:
 
 
 def read_list(path: Path) -> list[str]:
+    """The image names in a list of ``ImageSets``. Errors: ``DataError`` if it is not there or names none."""
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DataError(f"{path}: not there; lists in that folder: {', '.join(there) or 'none'}")
