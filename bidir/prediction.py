@@ -73,9 +73,7 @@ def export_pseudo_masks(
     table that ``predict`` does.
     """
     network, config, class_names = _open(checkpoint, **where)
-    split = open_split(config, part)
-    if split.class_names != class_names:
-        raise DataError(f"the dataset has classes {split.class_names}, the checkpoint {class_names}")
+    split = _own_split(config, part, class_names)
     return _segment(network, config, split, Path(out_dir), True, map, protocol, overlays=False, resume=True)
 
 
@@ -117,9 +115,7 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     if unknown:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
     network, config, class_names = _open(checkpoint, **where)
-    split = open_split(config, part)
-    if split.class_names != class_names:
-        raise DataError(f"the dataset has classes {split.class_names}, the checkpoint {class_names}")
+    split = _own_split(config, part, class_names)
     if split.masks is None:
         raise DataError(f"{part} has no masks to score against; bidir predict and pseudo-masks need none")
     sizes = processes.gathered(split.check(masks=True) if processes.rank() == 0 else None)[0]
@@ -171,6 +167,14 @@ def _segment(
     if processes.rank() == 0:
         write_text(out / "predictions.csv", table.to_csv(index=False))
     return table
+
+
+def _own_split(config: RunConfig, part: str, class_names: tuple[str, ...]) -> Split:
+    """The images of ``part``. Errors: ``DataError`` if their classes are not those the model knows."""
+    split = open_split(config, part)
+    if split.class_names != class_names:
+        raise DataError(f"the dataset has classes {split.class_names}, the checkpoint {class_names}")
+    return split
 
 
 def _begin(out: Path, network: DualBranchNetwork, config: RunConfig, split: Split, map: str, protocol: str) -> None:
