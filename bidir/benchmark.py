@@ -15,10 +15,10 @@ from bidir.checks import check_data, check_processes
 from bidir.config import RunConfig
 from bidir.data import dataset_manifest, open_split
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
-from bidir.model.network import DualBranchNetwork
 from bidir.runs import hardware
-from bidir.training import loop, make_accelerator, peak_memory_mib
+from bidir.training import build, loop, make_accelerator, peak_memory_mib
 
+MIT = {"encoder": "mit_b0", "encoder_weights": "random", "encoder_norm": "trained"}  # the one with attention
 PARTS: dict[str, dict[str, Any]] = {
     "Branch-C alone": {"supervision": "none"},
     "+ Branch-S, on masks": {"supervision": "full", "object_aware_decoding": False},
@@ -29,18 +29,19 @@ PARTS: dict[str, dict[str, Any]] = {
     "c2s, BSP": {"supervision": "c2s", "propagation": "bsp", "object_aware_decoding": False},
     "both, BSP": {"supervision": "both", "propagation": "bsp", "object_aware_decoding": False},
     "both, BSP, object-aware": {"supervision": "both", "propagation": "bsp", "object_aware_decoding": True},
+    "mit_b0: c2s, PAR": {**MIT, "supervision": "c2s", "propagation": "par", "object_aware_decoding": False},
+    "mit_b0: c2s, AFA": {
+        **MIT, "supervision": "c2s", "propagation": "afa", "lambda_aff": 0.1, "object_aware_decoding": False,
+    },
 }  # fmt: skip
 
 
 def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, float]:
-    """Median seconds of a training step with every term on, and the peak memory of this process in MiB."""
+    """Seconds of a training step with every term on (median, least, most), and this process's peak memory in MiB."""
     now = {"c2s_start": 0, "s2c_start": 0, "propagation_start": 0, "eval_every": 0, "log_every": 1}
     config = config.replace(**now, iterations=warm_up + steps, checkpoint_every=10**6)
     split, accelerator = open_split(config, "train"), make_accelerator(config)
-    network = DualBranchNetwork(config, len(split.class_names))
-    network = network.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate)
-    model, optimizer = accelerator.prepare(network, optimizer)
+    network, model, optimizer = build(config, len(split.class_names), accelerator)
     crops = TrainingCrops(split, config, masks=config.supervision == "full")
     loader = make_loader(crops, StepSampler(len(split), config), config.num_workers)
     ends: list[float] = []
@@ -49,7 +50,8 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
     loop(config, accelerator, network, model, optimizer, loader, 0, log, **nothing)
     seconds = [after - before for before, after in zip(ends[warm_up - 1 :], ends[warm_up:], strict=False)]
     return {
-        "seconds_per_step": round(median(seconds), 4), "peak_memory_mib": peak_memory_mib(accelerator.device),
+        "seconds_per_step": round(median(seconds), 4), "seconds_least": round(min(seconds), 4),
+        "seconds_most": round(max(seconds), 4), "peak_memory_mib": peak_memory_mib(accelerator.device),
         "steps": steps,
     }  # fmt: skip
 
@@ -78,12 +80,12 @@ def forecast(config: RunConfig) -> str:
 
 
 def cost(config: RunConfig) -> pd.DataFrame:
-    """``measure`` for every part in ``PARTS``: columns part, seconds_per_step, peak_memory_mib, steps, what."""
+    """``measure`` for every part in ``PARTS``: columns part, those of ``measure``, what."""
     rows, spawn = [], multiprocessing.get_context("spawn")
     device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
     what = (
-        f"{config.batch_size} crops of {config.crop_size} px, {config.encoder}, {hardware(device)}, "
-        f"{torch.get_num_threads()} threads"
+        f"{config.batch_size} crops of {config.crop_size} px, {config.encoder} if nothing else is said, "
+        f"{hardware(device)}, {torch.get_num_threads()} threads"
     )
     for part, axes in PARTS.items():
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from bidir.config import RunConfig
 from bidir.crf import dense_crf, probabilities
 from bidir.data.loader import Batch, WholeImages, make_loader, same_size_batches
 from bidir.data.split import IGNORE, Split
+from bidir.files import write_text
 from bidir.metrics import ConfusionMatrix
 from bidir.model.network import DualBranchNetwork, resize
 from bidir.seeds.maps import evaluating, multi_scale_maps
@@ -107,6 +109,11 @@ class Scores(NamedTuple):
 
     per_class: pd.DataFrame
     per_image: pd.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """``per_class.csv`` and ``per_image.csv``, in ``folder``."""
+        write_text(folder / "per_class.csv", self.per_class.to_csv(index=False, float_format="%.6f"))
+        write_text(folder / "per_image.csv", self.per_image.to_csv(index=False))
 
 
 def evaluate(

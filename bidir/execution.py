@@ -15,6 +15,7 @@ from traitlets.config import Config
 
 from bidir.config import RunConfig, resolve
 from bidir.data import dataset_manifest, open_split
+from bidir.figures import forget
 from bidir.files import write_text
 from bidir.runs import RunFolder
 from bidir.sweep import read_grid, run_batch, write_tables
@@ -74,8 +75,7 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
                 if error.ename == "LookupError":
                     said[name] = f"not run: {error.evalue}"
                     for kind in ("figures/fig", "tables/table"):
-                        for old in resolve(results).glob(f"{kind}{name[1]}[_a-z]*"):
-                            old.unlink()
+                        forget(resolve(results) / f"{kind}{name[1]}[_a-z]*")
     return said
 
 

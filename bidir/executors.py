@@ -59,6 +59,7 @@ def execute(values: dict[str, Any], folder: str, stop: str, threads: int = 0, pl
                     return "stopped"
                 time.sleep(0.3)
         if (Path(folder) / "DONE").is_file() and (Path(folder) / "notebook.ipynb").is_file():
+            (Path(folder) / "FAILED").unlink(missing_ok=True)
             return ""
         reason = _reason(child.returncode, log.read_bytes()[said_before:].decode(errors="replace"))
         if BUSY not in reason:  # the process that has the run goes on with it

@@ -13,6 +13,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from tabulate import tabulate
 
 from bidir.config import RunConfig
@@ -20,9 +21,9 @@ from bidir.data import Split, open_split
 from bidir.data.loader import TrainingCrops, WholeImages, collate
 from bidir.evaluation import predict_maps
 from bidir.files import write_bytes, write_text
-from bidir.overlay import draw_overlay
+from bidir.overlay import draw_overlay, named_regions
 from bidir.runs import load_network, read_rows
-from bidir.statistics import compare, mean_interval, percent, t_interval
+from bidir.statistics import compare, mean_interval, percent, seed_count, t_interval
 from bidir.supervision import nearest
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one column of a paper, and its two
@@ -33,6 +34,7 @@ MAP_TITLES = {
 SHOWN = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # maps of a figure, by default
 UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure, the same bytes
 Maps = tuple[tuple[str, str], ...]
+OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
 
 
 def use_style() -> None:
@@ -55,36 +57,79 @@ def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: s
     flat = text.reset_index()
     markdown = tabulate(flat, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)
     latex = tabulate(flat, headers="keys", tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
+    latex = latex.replace("±", r"$\pm$").replace("−", "$-$")
     write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
     write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
     write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
 
 
 def save_differences(scores: pd.DataFrame, column: str, pairs: list[tuple], maps: Maps, stem: Path) -> pd.DataFrame:
-    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does."""
+    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does.
+
+    Errors: ``LookupError`` if there is no such pair.
+    """
     pairs = [pair for pair in pairs if {*pair} <= set(scores[column])]
+    if not pairs:
+        raise LookupError(
+            f"of {', '.join(sorted(set(scores[column])))} no two are to be compared; run more of the grid"
+        )
     wanted = scores[[key in maps for key in zip(scores["protocol"], scores["map"], strict=True)]]
     numbers = compare(wanted, column, pairs, ["protocol", "map"])
     said = [percent(*row, signed=True) for row in numbers[["mean", "half_width"]].to_numpy()]
     text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"], difference=said)
     text = text.set_index("comparison")[["protocol", "map", "difference", "seeds", "reading"]]
-    told = "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval."
+    told = (
+        "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
+        "the number of comparisons; not resolved: the interval holds 0."
+    )
     save_table(text, numbers, stem, told)
     return text
 
 
-def plot_seeds(axis: Axes, table: pd.DataFrame, x: str, value: str, order: list, hue: str | None = None) -> None:
-    """In percent: every seed as a dot, the mean as a dash with its 95 % t-interval; ``order`` of the x values.
+def forget(stem: Path) -> None:
+    """Remove what was drawn of a figure or table before, since its runs are lacking now."""
+    for old in stem.parent.glob(f"{stem.name}.*"):
+        old.unlink()
 
-    ``table``: a row per run; ``hue``: a column whose values get a colour each.
+
+def told_runs(scores: pd.DataFrame, by: list[str], dots: bool = True) -> str:
+    """What a caption says of its runs: their scale, how many seeds each group of ``by`` has, and what ``plot_seeds``
+    drew, if ``dots``. ``scores``: a row per run or more, with the runs' settings.
     """
-    count = table[hue].nunique() if hue else 1
-    shared = {"data": table.assign(percent=100 * table[value]), "x": x, "y": "percent", "order": order, "ax": axis}
-    shared |= {"hue": hue, "palette": [f"C{i}" for i in range(count)]} if hue else {"color": "C0"}
-    sns.stripplot(**shared, dodge=count > 1, jitter=False, size=3.2, alpha=0.55, legend=False)
-    look = {"linestyle": "none", "marker": "_", "markersize": 9, "markeredgewidth": 1.6, "err_kws": {"linewidth": 1.1}}
-    apart = 0.8 * (1 - 1 / count) if count > 1 else False
-    sns.pointplot(**shared, **look, dodge=apart, errorbar=t_interval, capsize=0.12)
+    scale = scores[["iterations", "batch_size", "crop_size"]].drop_duplicates().to_numpy()
+    trained = " or ".join(f"{steps} iterations of {batch} crops of {crop} px" for steps, batch, crop in scale)
+    seeds = seed_count(scores.groupby(by)["seed"].nunique())
+    drawn = " Dots: runs, those of a seed joined; beside them their mean with its 95 % t-interval." if dots else ""
+    return f"Trained for {trained}; {seeds}.{drawn}"
+
+
+def plot_seeds(
+    axis: Axes, table: pd.DataFrame, x: str, value: str, order: list, hue: str | None = None, paired: str | None = None
+) -> None:
+    """In percent: every seed as a dot, beside it the mean as a dash with its 95 % t-interval, in ``order`` of x.
+
+    ``table``: a row per run; ``hue``: a column whose values get a colour and a marker each. Thin lines join the runs
+    of a seed along ``paired``, the column that is compared: ``x`` (default) or ``hue``.
+    """
+    hues = list(dict.fromkeys(table[hue])) if hue else [None]
+    apart = 0.8 / len(hues)
+    number = table[hue].map(hues.index) if hue else 0
+    place = table[x].map(order.index) + apart * (number - (len(hues) - 1) / 2)
+    dots = table.assign(percent=100 * table[value], dot=place - 0.2 * apart, number=number)
+    for _, one in dots.sort_values("dot").groupby(["seed", x if hue and paired == hue else "number"]):
+        axis.plot(one["dot"], one["percent"], color="0.6", lw=0.5, alpha=0.6, zorder=1)
+    for i in range(len(hues)):
+        one = dots[dots["number"] == i]
+        axis.plot(
+            one["dot"], one["percent"], "osD"[i % 3], ms=2.8, mfc="white" if i % 2 else None, mew=0.7, color=f"C{i}"
+        )
+    shared = {"data": dots, "x": x, "y": "percent", "order": order, "ax": axis, "errorbar": t_interval, "capsize": 0.1}
+    shared |= {"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}
+    look = {"linestyle": "none", "marker": "_", "markersize": 8, "markeredgewidth": 1.6, "err_kws": {"linewidth": 1.1}}
+    drawn = len(axis.lines)
+    sns.pointplot(**shared, **look, dodge=apart * (len(hues) - 1) if hue else False)
+    for line in axis.lines[drawn:]:  # the interval stands to the right of its dots
+        line.set_xdata(np.asarray(line.get_xdata(), float) + 0.2 * apart)
     axis.set(xlabel="", ylabel="")
     if axis.get_legend():
         axis.get_legend().remove()
@@ -115,8 +160,7 @@ def plot_curves(runs: dict[str, Path]) -> Figure:
     for (name, path), dash in zip(runs.items(), dashes * len(runs), strict=False):
         rows = pd.DataFrame(read_rows(path / "metrics.jsonl"))
         facts = json.loads((path / "run.json").read_text())
-        final = {"kind": "val", "step": facts["config"]["iterations"], **facts.get("results", {})}
-        rows = pd.concat([rows, pd.DataFrame([final])], ignore_index=True)
+        final = facts.get("results", {})  # on all images, the others on some: a point of its own
         train, val = rows[rows["kind"] == "train"], rows[rows["kind"] == "val"]
         for colour, term in enumerate(t for t in ("cls", "c2s", "s2c", "aff") if t in train):
             smooth = train[term].ewm(span=8, ignore_na=True).mean().where(train[term].notna())
@@ -125,11 +169,11 @@ def plot_curves(runs: dict[str, Path]) -> Figure:
             (("raw/branch_s", "Branch-S"), ("ms/y_c", "$Y_c$"), ("ms/cam", "CAM"))
         ):
             if column in val:
-                right.plot(
-                    val["step"], 100 * val[column], dash, marker="o", color=f"C{colour}", label=f"{label}, {name}"
-                )
+                right.plot(val["step"], 100 * val[column], "o" + dash, color=f"C{colour}", label=f"{label}, {name}")
+            if column in final:
+                right.plot(facts["config"]["iterations"], 100 * final[column], "o", mfc="white", color=f"C{colour}")
     left.set(title="Loss terms, unweighted (smoothed)", xlabel="iteration", yscale="log")
-    right.set(title="Validation mIoU on the way (%)", xlabel="iteration")
+    right.set(title="Validation mIoU (%); hollow: all images", xlabel="iteration")
     for axis in (left, right):
         axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)
     return figure
@@ -164,7 +208,9 @@ def plot_qualitative(checkpoint: Path, images: list[int], maps: Maps = SHOWN, **
     ``where`` may override configuration fields such as ``data_root``.
     """
     split, masks = predicted_masks(checkpoint, images, maps, **where)
-    return draw_masks(split, images, {MAP_TITLES[name]: found for (_, name), found in masks.items()})
+    named = [name for _, name in maps]
+    titles = {key: MAP_TITLES[key[1]] + (f", {key[0]}" if named.count(key[1]) > 1 else "") for key in maps}
+    return draw_masks(split, images, {titles[key]: found for key, found in masks.items()})
 
 
 def predicted_masks(
@@ -191,7 +237,7 @@ def draw_masks(
     truth = {"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}
     columns: dict[str, dict[int, np.ndarray]] = {"image": {i: split.read_image(i) for i in images}}
     for title, found in {**truth, **masks}.items():
-        columns[title] = {i: draw_overlay(split.read_image(i), found[i], split.class_names) for i in images}
+        columns[title] = {i: draw_overlay(split.read_image(i), found[i], names=()) for i in images}
     heights = [columns["image"][i].shape[0] / columns["image"][i].shape[1] for i in images]
     width = PAGE / len(columns)
     figure, axes = plt.subplots(
@@ -202,6 +248,10 @@ def draw_masks(
     for row, i in enumerate(images):
         for axis, (title, pictures) in zip(axes[row], columns.items(), strict=True):
             axis.imshow(pictures[i], interpolation="lanczos")
+            for x, y, name in (
+                named_regions({**truth, **masks}[title][i], split.class_names) if title != "image" else ()
+            ):
+                axis.text(x, y, name, color="white", fontsize=6, ha="center", va="center", path_effects=OUTLINE)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if row == 0:

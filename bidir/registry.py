@@ -27,6 +27,8 @@ FACTS = {
     "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
     "config": "JSON of all parameters",
 }  # fmt: skip
+WHOLE = [field.name for field in fields(RunConfig) if field.type == "int" and field.name in SETTINGS]
+WHOLE += ["train_images", "val_images", "peak_memory_mib", "threads"]
 SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
     "runs": {"run_id": "key of all tables", **FACTS, **dict.fromkeys(SETTINGS, "parameter of 10_train")},
     "per_class": {
@@ -80,7 +82,8 @@ def collect(runs: list[Path]) -> dict[str, pd.DataFrame]:
         }
         for name, table in tables.items():
             found[name].append(table.assign(run_id=facts["run_id"])[list(SCHEMA[name])])
-    tables = {"runs": pd.DataFrame(found.pop("runs"), columns=list(SCHEMA["runs"]))}
+    runs = pd.DataFrame(found.pop("runs"), columns=list(SCHEMA["runs"]))
+    tables = {"runs": runs.astype(dict.fromkeys(WHOLE, "Int64"))}  # whole also where an unfinished run has none
     empty = {name: pd.DataFrame(columns=list(SCHEMA[name])) for name in found}
     return tables | {name: pd.concat(part, ignore_index=True) if part else empty[name] for name, part in found.items()}
 

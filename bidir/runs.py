@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from bidir.config import ConfigError, RunConfig, resolve
+from bidir.evaluation import Scores
 from bidir.files import write_bytes, write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.model.weights import WeightsError, from_hub, load_matching, load_tensors, read_plain
@@ -95,8 +95,8 @@ class RunFolder:
 
     def state(self) -> str:
         """done | running | failed | interrupted | waiting (to be started)."""
-        if self.done.is_file():
-            return "done"
+        if self.done.is_file():  # its notebook may have failed after that
+            return "failed" if self.failed.is_file() else "done"
         if not self.path.is_dir():
             return "waiting"
         try:
@@ -142,10 +142,9 @@ class RunFolder:
         for name in (row.keys() - {"step", "kind"}) if self.writer else ():
             self.writer.add_scalar(f"{row['kind']}/{name}", row[name], row["step"])
 
-    def finish(self, per_class: pd.DataFrame, per_image: pd.DataFrame, facts: dict[str, Any]) -> None:
+    def finish(self, scores: Scores, facts: dict[str, Any]) -> None:
         """Write the final scores, then DONE."""
-        write_text(self.path / "per_class.csv", per_class.to_csv(index=False, float_format="%.6f"))
-        write_text(self.path / "per_image.csv", per_image.to_csv(index=False))
+        scores.write(self.path)
         self.update(facts)
         if self.writer:
             self.writer.close()

@@ -22,7 +22,7 @@ from bidir.data import dataset_manifest, open_split
 from bidir.executors import dask_executor, execute, local_slots, read_yaml, require_keys
 from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
-from bidir.registry import collect, read_registry, write_registry
+from bidir.registry import WHOLE, collect, read_registry, write_registry
 from bidir.runs import RunFolder, last_step
 
 FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
@@ -38,6 +38,16 @@ class Job:
     case: dict[str, Any]  # what the cell sets: its values on the grid's axes
     config: RunConfig
     folder: RunFolder
+
+    @property
+    def cell(self) -> str:
+        """What the cell sets, as text."""
+        return ", ".join(f"{name}={value}" for name, value in self.case.items())
+
+    @property
+    def name(self) -> str:
+        """Grid, cell and seed, as a person tells runs apart."""
+        return f"{self.grid}, {self.cell or 'all as fixed'}, seed {self.config.seed}"
 
 
 def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
@@ -105,8 +115,7 @@ def plan(jobs: list[Job]) -> pd.DataFrame:
             step = last_step(folder.metrics)
             known[folder.run_id] = {"state": state, "step": step, "iterations": job.config.iterations,
                                     "seconds": folder.facts().get("seconds"), "reason": reason}  # fmt: skip
-        case = ", ".join(f"{name}={value}" for name, value in job.case.items())
-        rows.append({"grid": job.grid, "case": case, "seed": job.config.seed, "run_id": folder.run_id,
+        rows.append({"grid": job.grid, "case": job.cell, "seed": job.config.seed, "run_id": folder.run_id,
                      **known[folder.run_id]})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -148,25 +157,33 @@ def run_batch(
     runs_dir = next(iter(left.values())).folder.path.parent
     stop = runs_dir / f"STOP-{os.getpid()}"
     stop.unlink(missing_ok=True)
-    with dask_executor(cluster) if cluster else local_slots(slots) as (executor, options):
-        futures = {}
-        for run_id, job in left.items():
-            places = {"runs_dir": str(job.folder.path.parent), "data_root": str(resolve(job.config.data_root))}
-            values = {**vars(job.config), **places}
-            futures[executor.submit(execute, values, str(job.folder.path), str(stop), **options)] = run_id
-        try:
-            _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
-        except KeyboardInterrupt:
-            print("\nstopping; run the same command again to go on", file=sys.stderr, flush=True)
-            write_text(stop, "")
-            for future in futures:
-                future.cancel()
-            until = time.monotonic() + 30  # the futures of a cluster do not say whether they are running
-            while any(job.folder.state() == "running" for job in left.values()) and time.monotonic() < until:
-                time.sleep(0.5)
-        finally:
-            stop.unlink(missing_ok=True)
+    try:
+        with dask_executor(cluster) if cluster else local_slots(slots) as (executor, options):
+            futures = {}
+            try:
+                for run_id, job in left.items():
+                    places = {"runs_dir": str(job.folder.path.parent), "data_root": str(resolve(job.config.data_root))}
+                    values = {**vars(job.config), **places}
+                    futures[executor.submit(execute, values, str(job.folder.path), str(stop), **options)] = run_id
+                _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
+            except KeyboardInterrupt:
+                print("\nstopping; run the same command again to go on", file=sys.stderr, flush=True)
+                write_text(stop, "")
+                for future in futures:
+                    future.cancel()
+                _wait_for_cluster(list(left.values()) if cluster else [])
+    finally:  # the slots of this machine have ended their runs by now
+        stop.unlink(missing_ok=True)
     return plan(jobs)
+
+
+def _wait_for_cluster(jobs: list[Job]) -> None:
+    """Until no worker is at one of ``jobs``, for 30 seconds at most: the futures do not say. A worker looks for the
+    order to stop several times a second, and a run that is starting holds no lock yet."""
+    until = time.monotonic() + 30
+    time.sleep(5 if jobs else 0)
+    while any(job.folder.state() == "running" for job in jobs) and time.monotonic() < until:
+        time.sleep(0.5)
 
 
 def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
@@ -189,6 +206,8 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
         kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
         for name, table in tables.items():
             parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
+            types = {column: "Int64" for column in WHOLE if column in table}
+            parts = [part.astype(types) for part in parts]
             tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
         grids.loc[grids["run_id"].isin(kept), "state"] = "done"
     write_registry({**tables, "grids": grids}, out)
@@ -218,7 +237,7 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
             for run_id in set(open_futures.values()):
                 step, config = last_step(jobs[run_id].folder.metrics), jobs[run_id].config
                 if step != steps[run_id]:
-                    label = run_id.rsplit("-", 1)[0]
+                    label = jobs[run_id].name
                     bar = bars.get(run_id) or tqdm(total=config.iterations, desc=label, leave=False, mininterval=1)
                     bars[run_id], steps[run_id] = bar, step
                     bar.update(step - bar.n)
@@ -233,7 +252,7 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
                 error = _outcome(future, jobs[run_id].folder)
                 said = f"failed: {error}" if error else f"done in {facts.get('seconds', 0):.0f} s"
                 said += "" if score is None else f", Branch-S {100 * score:.1f}"
-                tqdm.write(f"[{done}/{total}] {run_id} {said}")
+                tqdm.write(f"[{done}/{total}] {jobs[run_id].name}: {said} ({run_id})")
             whole.set_description(f"{done}/{total} runs")
             whole.n = sum(max(0, steps[run_id] - first[run_id]) for run_id in jobs)  # a run may go back a little
             whole.refresh()

@@ -9,7 +9,6 @@ import typer
 import yaml
 
 from bidir.config import ConfigError, RunConfig
-from bidir.files import write_text
 
 Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
 tools = typer.Typer()
@@ -108,8 +107,7 @@ def evaluate(
         mean = scores.per_class[scores.per_class["class"] == "mean"].drop(columns="class")
         print(mean.round(4).to_string(index=False))
         if out:
-            write_text(out / "per_class.csv", scores.per_class.to_csv(index=False, float_format="%.6f"))
-            write_text(out / "per_image.csv", scores.per_image.to_csv(index=False))
+            scores.write(out)
 
 
 @tools.command("voc-archive")

@@ -77,11 +77,7 @@ def _fit(
     progress: bool,
 ) -> None:
     scored = val.masks is not None  # without masks there is training, but nothing to score
-    torch.manual_seed(config.seed)
-    network = DualBranchNetwork(config, len(train.class_names))
-    network = network.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
-    model, optimizer = accelerator.prepare(network, optimizer)
+    network, model, optimizer = build(config, len(train.class_names), accelerator)
     if accelerator.process_index:  # each has its own dropout
         torch.manual_seed(config.seed + accelerator.process_index)
     start = resume(folder, network, optimizer, accelerator) if folder.checkpoint.is_file() else 0
@@ -111,7 +107,7 @@ def _fit(
     scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
     if accelerator.is_main_process:
         part = "holdout of train" if config.holdout else config.val_list
-        folder.finish(*scores, {
+        folder.finish(scores, {
             "results": mean_scores(scores.per_class), "evaluated_on": part if scored else "nothing: no masks",
             "train_images": len(train), "val_images": len(val), "seconds": round(seconds, 1),
             "processes": accelerator.num_processes,
@@ -119,6 +115,17 @@ def _fit(
             "peak_memory_mib": peak_memory_mib(accelerator.device),
         })  # fmt: skip
     accelerator.wait_for_everyone()
+
+
+def build(
+    config: RunConfig, num_classes: int, accelerator: Accelerator
+) -> tuple[DualBranchNetwork, torch.nn.Module, torch.optim.Optimizer]:
+    """The network as the run's seed makes it, the same wrapped for the processes, and its optimiser."""
+    torch.manual_seed(config.seed)
+    network = DualBranchNetwork(config, num_classes)
+    network = network.to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
+    return network, *accelerator.prepare(network, optimizer)
 
 
 def loop(

@@ -212,7 +212,7 @@ def test_overlay_colours_contours_and_hatching():
     mask = np.zeros((60, 80), np.uint8)
     mask[10:30, 10:50] = 2
     mask[40:, :] = 255
-    drawn = draw_overlay(image, mask, ("a", "b"), names=False)
+    drawn = draw_overlay(image, mask, ())
     np.testing.assert_array_equal(drawn[5, 5], image[5, 5])
     np.testing.assert_array_equal(drawn[20, 15], np.round(55 + 0.45 * voc_palette()[2]))
     assert (drawn[9, 10:50] == 255).all()  # contour

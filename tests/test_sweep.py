@@ -139,6 +139,11 @@ def batch(tmp_path_factory, workspace):
     jobs = read_grid(grid, **folders)
     taught, classified, wild = (job.folder for job in jobs)
 
+    early = subprocess.Popen(command(grid, folders, "--slots", "1"), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (taught.path / "log.txt").is_file())  # its process starts, and holds no lock yet
+    early.send_signal(signal.SIGINT)
+    said_early = early.communicate(timeout=60)[1]
+    stopped_early = plan(jobs)["state"].tolist()
     first = subprocess.Popen(command(grid, folders, "--slots", "1"), stderr=subprocess.PIPE, text=True)
     wait_for(lambda: last_step(taught.metrics) >= 12)
     during = taught.state()
@@ -156,7 +161,8 @@ def batch(tmp_path_factory, workspace):
     kernels(parent.pid)[0].kill()
     report = second.communicate(timeout=300)[0]
     return {"grid": grid, "folders": folders, "jobs": jobs, "taught": taught, "classified": classified, "wild": wild,
-            "during": during, "said": (said, said_on_term), "codes": (first.returncode, second.returncode),
+            "during": during, "said": (said_early, said, said_on_term), "stopped_early": stopped_early,
+            "codes": (first.returncode, second.returncode),
             "stopped": stopped, "report": report}  # fmt: skip
 
 
@@ -164,6 +170,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_call_goes_on(batch):
     assert batch["during"] == "running"
     assert all("run the same command again" in said for said in batch["said"])
     assert batch["codes"][0] == 1
+    assert batch["stopped_early"] == ["waiting"] * 3
     assert batch["stopped"] == ["interrupted", "waiting", "waiting"]
     facts = batch["taught"].facts()
     assert batch["taught"].state() == "done"

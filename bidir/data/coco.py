@@ -34,7 +34,8 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     """
     source, out, coco = resolve(source), resolve(out), _pycocotools()
     paths = {part: source / "annotations" / f"instances_{part}2014.json" for part in ("train", "val")}
-    parts = {part: _read_instances(path) for part, path in paths.items()}
+    read = {part: _read_instances(path) for part, path in paths.items()}
+    parts = {part: content for part, (content, _) in read.items()}
     categories = {
         part: sorted((c["id"], c["name"].replace(" ", "_")) for c in parts[part]["categories"]) for part in parts
     }
@@ -47,7 +48,7 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     files = {part: [source / f"{part}2014" / file for file in images] for part, images in shown.items()}
     require(files["train"] + files["val"], "named in the instance annotations")
 
-    begin(out, {"dataset": "coco", "annotations": {part: digest(path.read_bytes()) for part, path in paths.items()}})
+    begin(out, {"dataset": "coco", "annotations": {part: told for part, (_, told) in read.items()}})
     write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
     names, labels = dict(enumerate((name for _, name in categories["train"]), 1)), {}
     for part, images in shown.items():
@@ -60,11 +61,13 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     return finish("coco", out, lists, labels)
 
 
-def _read_instances(path: Path) -> dict[str, Any]:
+def _read_instances(path: Path) -> tuple[dict[str, Any], str]:
+    """The instance annotations, and the digest of their file. Errors: ``DataError``."""
     if not path.is_file():
         raise DataError(f"{path}: not there; get annotations_trainval2014.zip from cocodataset.org")
+    text = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); was the download cut short?") from error
     lacking = KEYS.keys() - set(content if isinstance(content, dict) else ())
@@ -74,7 +77,7 @@ def _read_instances(path: Path) -> dict[str, Any]:
         for number, one in enumerate(content[kind]):
             if keys - one.keys():
                 raise DataError(f"{path}: number {number} of {kind} lacks {sorted(keys - one.keys())[0]!r}")
-    return content
+    return content, digest(text)
 
 
 def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[str, tuple[dict, list[dict]]]:

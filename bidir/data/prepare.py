@@ -48,18 +48,14 @@ def prepare_voc(
     sbd = resolve(sbd) if sbd else None
     if download:
         _download(source, sbd)
-    voc = next((p for p in (source, source / "VOCdevkit" / "VOC2012") if (p / "JPEGImages").is_dir()), None)
-    if voc is None:
-        raise DataError(f"{source}: neither JPEGImages nor VOCdevkit/VOC2012/JPEGImages there; --download fetches VOC")
+    voc = _with_folder("JPEGImages", source, "VOCdevkit/VOC2012")
     folder = voc / "ImageSets" / "Segmentation"
     lists = {name: read_list(folder / f"{name}.txt") for name in ("train", "val")}
     if (folder / "test.txt").is_file():
         lists["test"] = read_list(folder / "test.txt")
     classes = {}
     if sbd:
-        root = next((p for p in (sbd, sbd / "benchmark_RELEASE" / "dataset") if (p / "cls").is_dir()), None)
-        if root is None:
-            raise DataError(f"{sbd}: no folder cls in it (nor in benchmark_RELEASE/dataset); --download fetches SBD")
+        root = _with_folder("cls", sbd, "benchmark_RELEASE/dataset")
         extra = {*read_list(root / "train.txt"), *read_list(root / "val.txt")} - {*lists["val"], *lists["train"]}
         classes = {name: root / "cls" / f"{name}.mat" for name in sorted(extra)}
         require(list(classes.values()), f"SBD's masks of images in {root}/train.txt and val.txt")
@@ -85,6 +81,14 @@ def prepare_voc(
         if not path.is_file():
             save_palette_png(_sbd_mask(file), path)
     return finish("voc", out, lists, labels)
+
+
+def _with_folder(name: str, source: Path, inside: str) -> Path:
+    """``source``, or ``inside`` it, whichever holds the folder ``name``. Errors: ``DataError``."""
+    for place in (source, source / inside):
+        if (place / name).is_dir():
+            return place
+    raise DataError(f"{source}: no folder {name} there, nor in {inside}; --download fetches what is lacking")
 
 
 def _download(source: Path, sbd: Path | None) -> None:
