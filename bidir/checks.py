@@ -25,7 +25,15 @@ def check_processes(config: RunConfig, count: int) -> None:
     if config.processes > 1 and "RANK" in os.environ:
         raise ConfigError(f"processes = {config.processes}, but torchrun has started its own; leave it at 1 there")
     if config.batch_size % count:
-        raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {count} processes")
+        raise ConfigError(
+            f"batch_size = {config.batch_size} is not divisible by {count} processes, which share it; "
+            f"set a multiple such as {config.batch_size + -config.batch_size % count}, or start another number"
+        )
+    if config.device != "cpu" and 0 < torch.cuda.device_count() < config.processes:
+        raise ConfigError(
+            f"processes = {config.processes}, but there are {torch.cuda.device_count()} GPUs; set at most as many, or "
+            "device = 'cpu'"
+        )
     if count > 1 and config.encoder_norm == "trained" and not has_attention(config.encoder):
         raise ConfigError(
             f"encoder_norm = 'trained' with encoder = {config.encoder!r}: its batch norm knows its own process alone; "
@@ -40,6 +48,11 @@ def check_data(train: Split, val: Split, config: RunConfig, progress: bool) -> n
     """
     if train.class_names != val.class_names:
         raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
+    shared = sorted({*train.images} & {*val.images})
+    if shared:
+        raise DataError(
+            f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; are the lists mixed up?"
+        )
     longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
     if config.crop_size > longest:
         raise DataError(

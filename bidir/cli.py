@@ -43,7 +43,7 @@ def train(
     """One run of notebooks/10_train through papermill; under torchrun, without the notebook."""
     from bidir.execution import run_training
 
-    if dry_run or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if dry_run or "RANK" in os.environ:
         from bidir.benchmark import forecast
         from bidir.training import fit
 

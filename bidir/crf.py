@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -22,16 +24,21 @@ def probabilities(logits: Float[Tensor, "B S h w"], config: RunConfig) -> Float[
     return each / each.sum(1, keepdim=True).clamp(min=1e-6)
 
 
+def require_crf() -> None:
+    """``ConfigError`` if pydensecrf is not installed."""
+    if not find_spec("pydensecrf"):
+        raise ConfigError("protocol = 'crf' needs pydensecrf: pip install 'bidir[crf]' (builds with g++)")
+
+
 def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"]) -> Int[Tensor, "B H W"]:
     """Class ids after mean-field inference. Args: image RGB in 0..255, scores that sum to 1 over S.
 
     Errors: ``ConfigError`` if pydensecrf is not installed.
     """
-    try:
-        from pydensecrf.densecrf import DenseCRF2D
-        from pydensecrf.utils import unary_from_softmax
-    except ImportError as error:
-        raise ConfigError("protocol = 'crf' needs pydensecrf: pip install 'bidir[crf]' (builds with g++)") from error
+    require_crf()
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
     found = []
     for photo, score in zip(image, scores, strict=True):
         classes, height, width = score.shape

@@ -20,7 +20,7 @@ from bidir.data.loader import Batch, WholeImages, make_loader, same_size_batches
 from bidir.data.split import IGNORE, Split
 from bidir.files import write_text
 from bidir.metrics import ConfusionMatrix
-from bidir.model.network import DualBranchNetwork, resize
+from bidir.model.network import DualBranchNetwork, rescale, resize
 from bidir.seeds.maps import evaluating, multi_scale_maps
 from bidir.seeds.propagation import Propagator, raw_seed, segmentation_pseudo_label
 from bidir.supervision import nearest
@@ -64,6 +64,10 @@ def predict_maps(
     if protocol == "crf":
         scores = resize(multi_scale_logits(network, batch.image, config.eval_scales), size)
         return {"branch_s": dense_crf(batch.image, probabilities(scores, config))} if "branch_s" in names else {}
+    if protocol == "ms" and "branch_s" in names:
+        found["branch_s"] = resize(multi_scale_logits(network, batch.image, config.eval_scales), size).argmax(1)
+        if len(names) == 1:
+            return found
     scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
     propagated = bool(names & {"seed", "y_c"})
     decoded = scales if protocol == "raw" or (propagated and propagation == "bsp") else ()
@@ -80,9 +84,7 @@ def predict_maps(
         logits = maps.segmentation_logits
         y_s = segmentation_pseudo_label(logits, batch.label, batch.box, size, config)
         found["y_s"] = nearest(y_s, size)
-    if "branch_s" in names:
-        scores = logits if protocol == "raw" else multi_scale_logits(network, batch.image, config.eval_scales)
-        found["branch_s"] = resize(scores, size).argmax(1)
+        found["branch_s"] = resize(logits, size).argmax(1)
     return {name: found[name] for name in MAPS if name in names and name in found}
 
 
@@ -94,7 +96,7 @@ def multi_scale_logits(
     quarter, best = (-(-height // 4), -(-width // 4)), None
     with evaluating(network):
         for scale in scales:
-            scaled = resize(image, (round(height * scale), round(width * scale)))
+            scaled = rescale(image, scale)
             out = network(torch.cat([scaled, scaled.flip(3)])).segmentation_logits.float()
             plain, flipped = resize(out, quarter).chunk(2)
             logits = (plain + flipped.flip(3)) / 2
@@ -156,7 +158,7 @@ def evaluate(
                 rows = zip(names_of_classes, *(n.int().tolist() for n in matrix.pixels()), strict=True)
                 images.extend((split.names[i], *key, *row) for row in rows if row[2] or row[3])
 
-    for batch in tqdm(loader, "evaluate", disable=not progress, leave=False, mininterval=1):
+    for batch in tqdm(loader, "evaluate", disable=not progress or processes.rank() > 0, leave=False, mininterval=1):
         batch = batch.to(device)
         for protocol, names in wanted.items():
             predictions = predict_maps(network, batch, config, protocol, names, propagation)

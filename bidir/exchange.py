@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from bidir.config import RunConfig
+from bidir.config import MACHINE_FIELDS, RunConfig
 from bidir.files import write_bytes, write_text
 from bidir.model.network import DualBranchNetwork
 from bidir.model.weights import WeightsError, load_matching, load_tensors, our_name
@@ -66,7 +66,7 @@ def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> 
     content, out = load_checkpoint(checkpoint), Path(out)
     run = Path(checkpoint).with_name("run.json")
     facts = json.loads(run.read_text()) if run.is_file() else {}
-    config = json.loads(content["config"])
+    config = {name: value for name, value in json.loads(content["config"]).items() if name not in MACHINE_FIELDS}
     tensors = {name: value.contiguous() for name, value in content["model"].items()}
     write_bytes(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     told = {"config": config, "classes": content["classes"], "step": content["step"]}
@@ -87,10 +87,11 @@ def model_card(config: dict[str, Any], classes: list[str], facts: dict[str, Any]
         if scores
         else "Not measured by the code that wrote this card."
     )
+    limited = config["encoder"].startswith("mit_") and config["encoder_weights"] != "random"
     weights = (
         "The ImageNet weights of Mix Transformers (`nvidia/mit-b*`) are for non-commercial use, and so is what starts "
         "from them."
-        if config["encoder"].startswith("mit_") and config["encoder_weights"] != "random"
+        if limited
         else "Code: MIT. Mind the licences of the encoder's initial weights and of the training images."
     )
     axes = ("supervision", "object_aware_decoding", "propagation", "encoder", "encoder_weights", "iterations",
@@ -100,6 +101,7 @@ def model_card(config: dict[str, Any], classes: list[str], facts: dict[str, Any]
     settings = "\n".join(f"| {name} | {config[name]} |" for name in axes)
     return f"""---
 library_name: bidir
+license: {"other" if limited else "mit"}
 tags: [image-segmentation, weakly-supervised]
 ---
 # Weakly supervised segmentation, two branches that teach each other

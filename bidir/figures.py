@@ -202,23 +202,25 @@ def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[
     return text.loc[seeds.index].assign(seeds=seeds), numbers
 
 
-def plot_qualitative(checkpoint: Path, images: list[int], maps: Maps = SHOWN, **where: str) -> Figure:
-    """Rows: validation images; columns: image, mask, then ``maps`` (protocol, name) of a checkpoint.
+def plot_qualitative(
+    checkpoint: Path, images: list[int], maps: Maps = SHOWN, part: str = "val", **where: str
+) -> Figure:
+    """Rows: images of ``part``; columns: image, mask, then ``maps`` (protocol, name) of a checkpoint.
 
     ``where`` may override configuration fields such as ``data_root``.
     """
-    split, masks = predicted_masks(checkpoint, images, maps, **where)
+    split, masks = predicted_masks(checkpoint, images, maps, part, **where)
     named = [name for _, name in maps]
     titles = {key: MAP_TITLES[key[1]] + (f", {key[0]}" if named.count(key[1]) > 1 else "") for key in maps}
     return draw_masks(split, images, {titles[key]: found for key, found in masks.items()})
 
 
 def predicted_masks(
-    checkpoint: Path, images: list[int], maps: Maps, **where: str
+    checkpoint: Path, images: list[int], maps: Maps, part: str = "val", **where: str
 ) -> tuple[Split, dict[tuple[str, str], dict[int, np.ndarray]]]:
-    """The validation split, and per (protocol, map) and image the mask (H, W) uint8 of 0..C, 255 = ignored."""
+    """The images of ``part``, and per (protocol, map) and image the mask (H, W) uint8 of 0..C, 255 = ignored."""
     network, config, _ = load_network(checkpoint)
-    split = open_split(config.replace(**where), "val")
+    split = open_split(config.replace(**where), part)
     found: dict[tuple[str, str], dict[int, np.ndarray]] = {key: {} for key in maps}
     for i in images:
         batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from tqdm import tqdm
 
 from bidir import processes
 from bidir.config import ConfigError, RunConfig, resolve
+from bidir.crf import require_crf
 from bidir.data import DataError, Split, open_split
 from bidir.data.loader import Batch, WholeImages, collate
 from bidir.data.split import label_matrix
 from bidir.data.voc import VOC_CLASSES, read_list
 from bidir.evaluation import MAPS, PROTOCOLS, Scores, evaluate, makes, predict_maps
 from bidir.files import write_bytes, write_text
-from bidir.model.network import DualBranchNetwork
+from bidir.model.network import DualBranchNetwork, rescale
 from bidir.overlay import draw_overlay
 from bidir.palette import save_palette_png, save_png
 from bidir.runs import load_network
@@ -68,7 +70,8 @@ def export_pseudo_masks(
 ) -> pd.DataFrame:
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
 
-    Uses the dataset's image labels and opens no mask. ``where`` may override configuration fields such as
+    Uses the dataset's image labels and opens no mask; ids are those of the dataset's own masks.
+    ``where`` may override configuration fields such as
     ``data_root``. A call that was stopped goes on; several processes share the images. Returns and writes the
     table that ``predict`` does.
     """
@@ -114,6 +117,8 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
     if unknown:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
+    if "crf" in protocols:
+        require_crf()
     network, config, class_names = _open(checkpoint, **where)
     split = _own_split(config, part, class_names)
     if split.masks is None:
@@ -138,12 +143,16 @@ def _segment(
             f"map = {map!r} with protocol = {protocol!r}: maps {', '.join(MAPS)}; protocols raw, ms (not y_s), "
             "crf (branch_s alone)"
         )
+    if protocol == "crf":
+        require_crf()
     if processes.rank() == 0:
         split.check(masks=False)
         if resume:
             _begin(out, network, config, split, map, protocol)
+    processes.gathered(None)  # nobody writes before that was looked at
     dataset, device = WholeImages(split, config.eval_size, masks=False), next(network.parameters()).device
-    labels = split.labels.copy()
+    labels, ids = split.labels.copy(), np.arange(256, dtype=np.uint8)
+    ids[: len(split.mask_ids)] = split.mask_ids  # as the dataset's own masks have them
     mine = range(processes.rank(), len(split), processes.count())
     for index in tqdm(mine, map, unit="image", disable=processes.rank() > 0):
         path = out / f"{split.names[index]}.png"
@@ -156,7 +165,7 @@ def _segment(
         prediction = predict_maps(network, batch, config, protocol, {map})[map]
         pixels = split.read_image(index)
         mask = nearest(prediction, pixels.shape[:2])[0].cpu().numpy().astype(np.uint8)
-        save_palette_png(mask, path)
+        save_palette_png(ids[mask], path)
         if overlays:
             save_png(Image.fromarray(draw_overlay(pixels, mask, split.class_names)), out / f"{path.stem}_overlay.png")
     labels = np.any(processes.gathered(labels), axis=0)  # when all are done
@@ -183,7 +192,7 @@ def _begin(out: Path, network: DualBranchNetwork, config: RunConfig, split: Spli
     for tensor in network.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     maker = {"model": digest.hexdigest(), "images": split.manifest(), "settings": config.identity(), "map": map,
-             "protocol": protocol}  # fmt: skip
+             "protocol": protocol, "ids": split.mask_ids}  # fmt: skip
     path, told = out / "made_by.json", json.dumps(maker)
     if path.read_text() != told if path.is_file() else any(out.glob("*.png")):
         raise DataError(f"{out} holds masks of another model, dataset, map, protocol or setting; give another folder")
@@ -201,7 +210,7 @@ def _open(checkpoint: str | Path, **where: Any) -> tuple[DualBranchNetwork, RunC
 def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> torch.Tensor:
     """Image labels (1, C) that Branch-C finds: probability above 0.5, or else the likeliest class."""
     with torch.no_grad():
-        logits = network(batch.image, segmentation=False).class_logits
+        logits = network(rescale(batch.image), segmentation=False).class_logits
     return ((logits > 0) | (logits == logits.amax(1, keepdim=True))).float()
 
 
@@ -216,10 +225,9 @@ def image_paths(images: str | Path | list[Path]) -> list[Path]:
     missing = [p for p in paths if not p.is_file()]
     if missing or not paths:
         raise DataError(f"{missing[0] if missing else images}: no image there")
-    stems = [p.stem for p in paths]
-    twice = {stem for stem in stems if stems.count(stem) > 1}
-    if twice:
-        raise DataError(f"two images are called {sorted(twice)[0]!r}; their masks would overwrite each other")
+    stem, count = Counter(p.stem for p in paths).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"two images are called {stem!r}; their masks would overwrite each other")
     return paths
 
 

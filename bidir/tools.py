@@ -34,7 +34,8 @@ def prepare(
     done = (
         prepare_voc(source, out, sbd, download, any_count) if dataset == "voc" else prepare_coco(source, out, any_count)
     )
-    print(f"{done}: see manifest.json; train with -p dataset=voc -p data_root={out}")
+    lists = " -p train_list=train" if dataset == "voc" and not sbd else ""
+    print(f"{done}: see manifest.json; train with bidir train --preset {dataset} -p data_root={out}{lists}")
 
 
 @tools.command("check-data")
@@ -69,7 +70,9 @@ def predict(
     from bidir.prediction import image_paths
     from bidir.prediction import predict as run
 
-    given = {path.stem: labels.split(",") for path in image_paths(images)} if labels else None
+    given = (
+        {path.stem: [name.strip() for name in labels.split(",")] for path in image_paths(images)} if labels else None
+    )
     table = run(checkpoint, images, out, given, map, protocol)
     print(table.to_string(index=False))
 

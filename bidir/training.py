@@ -47,24 +47,35 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     if config.processes > 1:
         check_processes(config, config.processes)
         if not folder.done.is_file():
-            check_data(train, val, config, progress)
-            alone = config.replace(processes=1)
-            notebook_launcher(_fit_launched, (alone,), config.processes, use_port=_free_port())
+            sizes, alone = check_data(train, val, config, progress), config.replace(processes=1)
+            try:
+                notebook_launcher(_fit_launched, (alone, sizes), config.processes, use_port=_free_port())
+            except ValueError as error:  # accelerate's, if this process has trained by itself before
+                raise ConfigError(f"processes = {config.processes} cannot start here; restart the kernel") from error
         return folder.path
+    return _fit_together(config, train, val, folder, None, progress)
+
+
+def _fit_launched(config: RunConfig, sizes: np.ndarray) -> None:
+    torch.set_num_threads(1)  # forked: the threads of the notebook's process are not there to be waited for
+    train, val = open_split(config, "train"), open_split(config, "val")
+    _fit_together(config, train, val, RunFolder(config, dataset_manifest(train, val)), sizes, progress=False)
+
+
+def _fit_together(
+    config: RunConfig, train: Split, val: Split, folder: RunFolder, sizes: np.ndarray | None, progress: bool
+) -> Path:
+    """``fit`` in each of the processes. ``sizes``: those of the validation images, if all files were looked at."""
     accelerator = make_accelerator(config)
     check_processes(config, accelerator.num_processes)
     main = accelerator.is_main_process
     if not processes.gathered(folder.done.is_file())[0]:
-        sizes = processes.gathered(check_data(train, val, config, progress) if main else None)[0]
+        if sizes is None:
+            sizes = processes.gathered(check_data(train, val, config, progress) if main else None)[0]
         with folder.lock() if main else nullcontext():
             if not processes.gathered(folder.done.is_file())[0]:  # another run of it may have been faster
                 _fit(config, accelerator, train, val, sizes, folder, progress)
     return folder.path
-
-
-def _fit_launched(config: RunConfig) -> None:
-    torch.set_num_threads(1)  # forked: the threads of the notebook's process are not there to be waited for
-    fit(config, progress=False)
 
 
 def _fit(
@@ -250,7 +261,7 @@ def resume(
 def peak_memory_mib(device: torch.device) -> int:
     """Largest memory of this process so far: of the GPU if there is one, else resident."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) >> 20
+        return torch.cuda.max_memory_reserved(device) >> 20
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

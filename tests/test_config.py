@@ -21,6 +21,21 @@ def test_presets_are_valid(preset):
     assert isinstance(RunConfig.from_parameters({}, preset), RunConfig)
 
 
+def test_the_paper_scale_presets_are_the_references_settings():
+    """Of its script for VOC 2012 and, where that is silent, of its defaults; COCO's are unknown but for the data."""
+    reference = dict(
+        encoder="mit_b1", crop_size=512, scale_min=0.5, scale_max=2.0, batch_size=4, iterations=20_000,
+        learning_rate=6e-5, head_lr_factor=10.0, weight_decay=0.01, encoder_norm="frozen", warmup_iterations=1500,
+        warmup_lr=1e-6, lambda_c2s=0.7, lambda_s2c=0.1, lambda_aff=0.1, sigma_c=0.5, sigma_s=0.75, confidence="logit",
+        c2s_start=2000, s2c_start=2000, propagation_start=4000, c2s_loss="bce", s2c_loss="ce", threshold_high=0.55,
+        threshold_low=0.35, threshold_cam=0.45, seed_scales=(1.0, 0.5, 1.5), eval_scales=(1.0, 0.5, 0.75),
+        eval_size=512, supervision="both", propagation="bsp", object_aware_decoding=True,
+    )  # fmt: skip
+    for preset in ("voc", "coco"):
+        config = RunConfig.from_parameters({}, preset)
+        assert {name: getattr(config, name) for name in reference} == reference
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

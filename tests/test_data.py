@@ -23,7 +23,7 @@ def voc(tmp_path):
     random = np.random.default_rng(0)
     for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
         (tmp_path / folder).mkdir(parents=True)
-    labels = {"a": ["cat"], "b": ["cat", "dog"], "c": ["person"]}
+    labels = {"a": ["cat"], "b": ["cat", "dog"], "c": ["person"], "d": ["dog"], "e": ["person"]}
     ids = {"cat": 8, "dog": 12, "person": 15}
     for name, present in labels.items():
         Image.fromarray(random.integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "JPEGImages" / f"{name}.jpg")
@@ -36,7 +36,7 @@ def voc(tmp_path):
         (tmp_path / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
     (tmp_path / "labels.txt").write_text("".join(f"{name} {' '.join(row)}\n" for name, row in labels.items()))
     (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\nc\n")
-    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n")
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("d\ne\n")
     return RunConfig(dataset="voc", data_root=str(tmp_path), labels_file="labels.txt", crop_size=32)
 
 
@@ -113,15 +113,15 @@ def truncate_jpeg(root):
 
 
 def shrink_mask(root):
-    save_palette_png(np.zeros((20, 25), np.uint8), root / "SegmentationClass" / "b.png")
+    save_palette_png(np.zeros((20, 25), np.uint8), root / "SegmentationClass" / "d.png")
 
 
 def unknown_id(root):
-    save_palette_png(np.full((40, 50), 77, np.uint8), root / "SegmentationClass" / "b.png")
+    save_palette_png(np.full((40, 50), 77, np.uint8), root / "SegmentationClass" / "d.png")
 
 
 def colour_mask(root):
-    Image.new("RGB", (50, 40)).save(root / "SegmentationClass" / "b.png")
+    Image.new("RGB", (50, 40)).save(root / "SegmentationClass" / "d.png")
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,10 @@ def colour_mask(root):
         (shrink_mask, {}, "mask of (25, 20) pixels for an image of (50, 40)"),
         (unknown_id, {}, "unknown ids [77]"),
         (colour_mask, {}, "a mask needs one channel"),
-        (unknown_id, {"label_source": "masks"}, "b.png: unknown ids [77]; known: 0..20"),
+        (unknown_id, {"label_source": "masks"}, "d.png: unknown ids [77]; known: 0..20"),
         (lambda root: (root / "SegmentationClass/b.png").unlink(), {"label_source": "masks"}, "b.png: the mask cannot"),
-        (lambda root: (root / "SegmentationClass/b.png").unlink(), {}, "b.png: the mask cannot be read"),
+        (lambda root: (root / "SegmentationClass/d.png").unlink(), {}, "d.png: the mask cannot be read"),
+        (lambda root: None, {"val_list": "train"}, "a.jpg (3 in all) is to be trained on and scored on"),
         (lambda root: None, {"crop_size": 101}, "crop_size = 101 is larger than every image, even at scale_max (100 "),
     ],
 )  # fmt: skip
@@ -160,10 +161,14 @@ def test_bad_datasets_are_named(voc, tmp_path, damage, changes, message):
 def test_check_lists_every_problem(voc, tmp_path):
     truncate_jpeg(tmp_path)
     (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"not a picture")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
+    noise.save(tmp_path / "c.png")
+    start, _, rest = (tmp_path / "c.png").read_bytes().partition(b"IDAT")
+    broken = start + b"IDAT" + rest.replace(b"IDAT", bytes(4))  # Pillow raises SyntaxError
+    (tmp_path / "JPEGImages" / "c.jpg").write_bytes(broken)
     with pytest.raises(DataError) as error:
         open_split(voc, "train").check(masks=False, progress=False)
-    assert "a.jpg" in str(error.value)
-    assert "b.jpg" in str(error.value)
+    assert all(f"{name}.jpg: the image cannot be read" in str(error.value) for name in "abc")
 
 
 def test_scenes_are_fixed_by_seed_and_index(quick):

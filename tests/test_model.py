@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import SegformerConfig, SegformerModel
+from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from bidir.config import ConfigError
 from bidir.model.encoders import make_encoder
 from bidir.model.mix_transformer import VARIANTS, MixTransformer
-from bidir.model.network import DualBranchNetwork, SegmentationBranch, resize
+from bidir.model.network import DualBranchNetwork, SegmentationBranch
 from bidir.model.weights import WeightsError, load_encoder_weights, mix_transformer_state
 
 COUNTS = {"mit_b0": 3.3e6, "mit_b1": 13.2e6, "mit_b2": 24.2e6, "mit_b3": 44.1e6, "mit_b4": 60.8e6, "mit_b5": 81.4e6}
@@ -90,6 +91,18 @@ def test_weights_of_another_variant_name_keys_and_shapes(tmp_path):
     assert "more" in str(error.value)
 
 
+def test_weights_from_the_hub_say_their_licence(tmp_path, monkeypatch, segformer, quick, capsys):
+    """The hub's client is replaced by one that hands out a file of ours."""
+    torch.save({f"segformer.{name}": value for name, value in segformer.state_dict().items()}, tmp_path / "hub.bin")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names: asked.append(names) or tmp_path / "hub.bin")
+    encoder = make_encoder(quick.replace(encoder="mit_b0", encoder_weights="imagenet"))
+    assert asked == [("nvidia/mit-b0", "pytorch_model.bin")]
+    wanted = mix_transformer_state(segformer.state_dict())
+    assert all(torch.equal(wanted[name], value) for name, value in encoder.state_dict().items())
+    assert "non-commercial use only" in capsys.readouterr().err
+
+
 def test_weights_with_a_pickle_payload_are_refused(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -100,8 +113,12 @@ def test_weights_with_a_pickle_payload_are_refused(tmp_path):
         load_encoder_weights(torch.nn.Identity(), "mit_b0", str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    (tmp_path / "empty.pth").write_bytes(b"")  # what an interrupted download leaves
+    (tmp_path / "short.pth").write_bytes(b"abc")
     torch.save(torch.zeros(3), tmp_path / "bare.pth")
-    for name, message in (("cut.safetensors", "refused"), ("bare.pth", "no state dict"), ("none.pth", "no such file")):
+    cases = {"cut.safetensors": "refused", "empty.pth": "refused", "short.pth": "refused", "bare.pth": "no state dict",
+             "none.pth": "no such file"}  # fmt: skip
+    for name, message in cases.items():
         with pytest.raises(WeightsError, match=message):
             load_encoder_weights(torch.nn.Identity(), "mit_b0", str(tmp_path / name))
 
@@ -150,15 +167,23 @@ def test_the_cam_explains_the_class_logits(quick):
     torch.testing.assert_close(branch(peak)[0][0], 3 * weight[:, 0] + 5 * weight[:, 1])
 
 
-def test_decoder_is_concatenate_then_fuse():
-    """The level-by-level form equals the decoder as SegFormer writes it: resize, concatenate, 1x1 convolution."""
+def test_decoder_is_segformers():
+    """The level-by-level form says what transformers' head says: resize, concatenate deepest first, 1x1 convolution."""
     torch.manual_seed(0)
-    branch = SegmentationBranch((8, 12, 16, 20), 3).eval()
-    sizes = ((16, 20), (8, 10), (4, 5), (4, 5))
-    features = [torch.rand(2, dim, *size) for dim, size in zip((8, 12, 16, 20), sizes, strict=True)]
-    levels = [resize(project(f), sizes[0]) for project, f in zip(branch.project, features, strict=True)]
-    fused = F.relu(branch.norm(branch.fuse(torch.cat(levels[::-1], 1))))
-    torch.testing.assert_close(branch(features), branch.predict(fused), rtol=1e-4, atol=1e-5)
+    dims, sizes = (8, 12, 16, 20), ((16, 20), (8, 10), (4, 5), (4, 5))
+    theirs = SegformerDecodeHead(SegformerConfig(hidden_sizes=list(dims), num_labels=4, decoder_hidden_size=256)).eval()
+    theirs.batch_norm.running_mean.normal_()
+    ours = SegmentationBranch(dims, 3).eval()
+    parts = {"fuse": "linear_fuse", "norm": "batch_norm", "predict": "classifier"}
+    parts |= {f"project.{level}": f"linear_projections.{level}.proj" for level in range(4)}
+    state = {
+        f"{mine}.{name}": value[:, :, None, None] if mine.startswith("project") and value.dim() == 2 else value
+        for mine, other in parts.items()
+        for name, value in theirs.get_submodule(other).state_dict().items()
+    }
+    ours.load_state_dict(state)
+    features = [torch.rand(2, dim, *size) for dim, size in zip(dims, sizes, strict=True)]
+    torch.testing.assert_close(ours(features), theirs(features), rtol=1e-4, atol=1e-5)
 
 
 def test_object_aware_decoding_multiplies_features_by_the_object_map(quick):

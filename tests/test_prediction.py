@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import sys
 import tarfile
 
 import numpy as np
@@ -17,7 +16,7 @@ from bidir.cli import main
 from bidir.config import ConfigError
 from bidir.crf import dense_crf, probabilities
 from bidir.data import DataError, open_split
-from bidir.data.loader import WholeImages, collate
+from bidir.data.loader import Batch, WholeImages, collate
 from bidir.data.voc import VOC_CLASSES
 from bidir.evaluation import evaluate, mean_scores, multi_scale_logits, predict_maps
 from bidir.metrics import ConfusionMatrix
@@ -251,6 +250,18 @@ def test_the_crf_follows_the_edges_of_the_image():
     np.testing.assert_array_equal(dense_crf(image, scores)[0].numpy(), truth)
 
 
+def test_images_of_any_shape_have_maps(quick):
+    """Twenty pixels high: at half the size, less than a Mix Transformer can look at."""
+    torch.manual_seed(0)
+    config = quick.replace(encoder="mit_b0", encoder_weights="random", propagation="afa", lambda_aff=0.1)
+    network = DualBranchNetwork(config, 3).eval()
+    image, label = 255 * torch.rand(1, 3, 20, 400), torch.tensor([[1.0, 0.0, 1.0]])
+    batch = Batch(image, label, torch.tensor([[0, 0, 20, 400]]), None, torch.tensor([0]))
+    for protocol in ("raw", "ms", "crf"):
+        found = predict_maps(network, batch, config, protocol, {"cam", "seed", "y_c", "branch_c", "branch_s"})
+        assert {tuple(mask.shape) for mask in found.values()} == {(1, 20, 400)}
+
+
 def test_probabilities_follow_the_loss(quick):
     logits = torch.tensor([2.0, 0.0, -1.0]).view(1, 3, 1, 1)
     sigmoids = np.array([1 / (1 + np.exp(-v)) for v in (2, 0, -1)])
@@ -270,7 +281,7 @@ def test_scores_by_protocol(run, tmp_path, monkeypatch):
     assert found.loc[found["protocol"] == "crf", "map"].unique().tolist() == ["branch_s"]
     with pytest.raises(ConfigError, match="protocol = 'tta': choose of raw, ms, crf"):
         score(path / "checkpoint.pt", ("tta",))
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    monkeypatch.setattr("bidir.crf.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'bidir[crf]'")):
         score(path / "checkpoint.pt", ("crf",))
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import json
+import shutil
 import tarfile
 import threading
 
@@ -12,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from torchvision.datasets import VOCSegmentation, voc
+from torchvision.datasets import SBDataset, VOCSegmentation, voc
 from typer.testing import CliRunner
 
 from bidir.cli import app
 from bidir.config import RunConfig
 from bidir.data import DataError, open_split
 from bidir.data.coco import prepare_coco
-from bidir.data.prepare import prepare_voc
+from bidir.data.prepare import PUBLISHED, prepare_voc
 from bidir.data.voc import VOC_CLASSES
 from bidir.execution import run_notebook
+from bidir.prediction import export_pseudo_masks
 from bidir.runs import load_checkpoint
 from bidir.training import fit
 
@@ -114,6 +116,37 @@ def published_coco(tmp_path):
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{part}2014.json").write_text(json.dumps(content))
     return root
+
+
+def test_counts_of_the_published_need_no_leave(published_voc, published_coco, tmp_path, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "voc", {"train": 2, "val": 2, "test": 1, "train_aug": 5})
+    monkeypatch.setitem(PUBLISHED, "coco", {"train": 2, "val": 1})
+    shutil.rmtree(published_voc[0] / "VOCdevkit" / "VOC2012" / "SegmentationClass")  # training needs none
+    folders = (
+        prepare_voc(published_voc[0], tmp_path / "voc", published_voc[1]),
+        prepare_coco(published_coco, tmp_path / "c"),
+    )
+    assert all(json.loads((out / "manifest.json").read_text())["published"] for out in folders)
+
+
+def test_pseudo_masks_of_some_classes_train_a_second_model(published_voc, tmp_path):
+    """They carry the dataset's own ids: cat is 8 and dog 12, whatever their place among the model's classes."""
+    out = prepare_voc(published_voc[0], tmp_path / "out", published_voc[1], any_count=True)
+    config = RunConfig(**TINY, data_root=str(out), train_list="train_aug", classes=("dog", "cat"),
+                       runs_dir=str(tmp_path / "runs"))  # fmt: skip
+    first = fit(config, progress=False)
+    export_pseudo_masks(first / "checkpoint.pt", "train", tmp_path / "pseudo", "cam")
+    ids = {path.stem: {*np.unique(np.array(Image.open(path)))} for path in (tmp_path / "pseudo").glob("*.png")}
+    assert ids.keys() == {"t1", "t2", "s1", "s3"}
+    assert {i for found in ids.values() for i in found} <= {0, 8, 12}
+    assert 8 in ids["s1"]
+    assert 12 not in ids["s1"]  # its image label says cat
+    for path in (tmp_path / "pseudo").glob("*.png"):
+        target = out / "SegmentationClass" / path.name
+        target.unlink()
+        path.rename(target)
+    second = fit(config.replace(supervision="full"), progress=False)
+    assert (second / "DONE").is_file()
 
 
 def edit(path, change):
@@ -279,6 +312,29 @@ def test_what_is_wrong_with_coco_is_named(published_coco, tmp_path, change, mess
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_every_bad_outline_is_listed_and_the_masks_made_stay(published_coco, tmp_path):
+    path, out = published_coco / "annotations" / "instances_train2014.json", tmp_path / "out"
+    whole = path.read_text()
+
+    def spoil(content):
+        for number in (1, 3):
+            content["annotations"][number]["segmentation"] = [[1, 2]]
+
+    edit(path, spoil)
+    with pytest.raises(DataError, match=r"(?s)annotation 2 of .*annotation 4 of "):
+        prepare_coco(published_coco, out, any_count=True)
+    path.write_text(whole)
+    with pytest.raises(DataError, match="was begun from other lists or annotations"):
+        prepare_coco(published_coco, out, any_count=True)
+    shutil.rmtree(out)
+    masks = sorted((prepare_coco(published_coco, out, any_count=True) / "SegmentationClass").iterdir())
+    kept = masks[1].stat().st_mtime_ns
+    masks[0].unlink()
+    prepare_coco(published_coco, out, any_count=True)
+    assert masks[0].is_file()
+    assert masks[1].stat().st_mtime_ns == kept
+
+
 def test_a_json_cut_short_is_named(published_coco, tmp_path):
     path = published_coco / "annotations" / "instances_val2014.json"
     path.write_text(path.read_text()[:100])
@@ -293,6 +349,8 @@ def archive_server(published_voc, tmp_path, monkeypatch):
     served.mkdir()
     with tarfile.open(archive, "w") as file:
         file.add(published_voc[0] / "VOCdevkit", "VOCdevkit")
+    with tarfile.open(served / "SBD.tgz", "w:gz") as file:
+        file.add(published_voc[1], "benchmark_RELEASE/dataset")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -306,21 +364,33 @@ def archive_server(published_voc, tmp_path, monkeypatch):
         monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "url", url)
         monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "md5", digest)
         monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "filename", "VOC.tar")
+        monkeypatch.setattr(SBDataset, "url", url.replace("VOC.tar", "SBD.tgz"))
+        monkeypatch.setattr(SBDataset, "md5", hashlib.md5((served / "SBD.tgz").read_bytes()).hexdigest())
+        monkeypatch.setattr(SBDataset, "filename", "SBD.tgz")
         yield archive
         server.shutdown()
 
 
 def test_a_broken_download_is_an_error_and_the_next_call_goes_on(archive_server, tmp_path):
-    whole, target = archive_server.read_bytes(), tmp_path / "fetched"
+    whole, target, sbd = archive_server.read_bytes(), tmp_path / "fetched", tmp_path / "fetched_sbd"
     archive_server.write_bytes(whole[: len(whole) // 2])  # what an interrupted transfer leaves: the checksum is wrong
-    with pytest.raises(DataError, match="run the same command again"):
-        prepare_voc(target, tmp_path / "out", download=True, any_count=True)
+    digest = hashlib.md5(whole).hexdigest()
+    with pytest.raises(DataError, match=rf"(?s)VOC\.tar .MD5 {digest}.*run the same command again"):
+        prepare_voc(target, tmp_path / "out", sbd, download=True, any_count=True)
     archive_server.write_bytes(whole)
-    (target / "VOCdevkit" / "VOC2012" / "JPEGImages").mkdir(parents=True)  # as if stopped while unpacking
-    (target / "VOC.tar").write_bytes(whole)
-    out = prepare_voc(target, tmp_path / "out", download=True, any_count=True)
-    assert (out / "manifest.json").is_file()
+    out = prepare_voc(target, tmp_path / "out", sbd, download=True, any_count=True)
+    assert json.loads((out / "manifest.json").read_text())["images"]["train_aug"] == 5
     assert len(VOCSegmentation(target, "2012", "train")) == 2  # torchvision reads what it fetched
+    lost = target / "VOCdevkit" / "VOC2012" / "JPEGImages" / "v1.jpg"
+    lost.unlink()
+    (target / "VOC.tar.unpacked").unlink()  # as if stopped while unpacking
+    archive_server.unlink()  # what was fetched need not be fetched again
+    prepare_voc(target, tmp_path / "out", sbd, download=True, any_count=True)
+    assert lost.is_file()
+    for archive in (target / "VOC.tar", sbd / "SBD.tgz"):
+        archive.unlink()
+        archive.with_name(f"{archive.name}.unpacked").unlink()
+    prepare_voc(target, tmp_path / "out", sbd, download=True, any_count=True)  # one's own copies, unpacked
 
 
 def test_the_commands(published_voc, tmp_path):

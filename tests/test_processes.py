@@ -176,7 +176,7 @@ print(fit(RunConfig.from_parameters(json.loads(sys.argv[1])), progress=False))
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes"),
+        ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes, which share it; set a multiple such as 6"),
         ({"processes": 2, "encoder_norm": "trained"}, "its batch norm knows its own process alone"),
     ],
 )
@@ -184,6 +184,37 @@ def test_processes_that_cannot_share_are_refused_before_they_start(quick, tmp_pa
     for act in (fit, forecast):
         with pytest.raises(ConfigError, match=message):
             act(quick.replace(**changes, runs_dir=str(tmp_path)))
+
+
+def test_no_more_processes_than_gpus(quick, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="processes = 2, but there are 1 GPUs"):
+        check_processes(quick.replace(processes=2, device="auto"), 2)
+    check_processes(quick.replace(processes=2, device="cpu"), 2)
+
+
+@pytest.mark.slow
+def test_processes_share_pseudo_masks_and_leave_those_of_another_model(pair, workspace, tmp_path):
+    """By torchrun and the command itself: the masks of one process, and nothing in a folder that is refused."""
+    one, two = (str(folder.checkpoint) for folder in pair)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "bidir.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def masks(checkpoint, out, launcher):
+        command = [sys.executable, *launcher, "pseudo-masks", checkpoint, "val", str(out), "-p", "device=cpu"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
+
+    said = masks(one, tmp_path / "one", ["-m", "bidir.cli"]), masks(one, tmp_path / "two", launch)
+    assert [result.returncode for result in said] == [0, 0], said[1].stderr[-3000:]
+    made = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.png")}
+    assert len(made) == 16
+    assert {path.name: path.read_bytes() for path in (tmp_path / "two").glob("*.png")} == made
+    next((tmp_path / "two").glob("*.png")).unlink()
+    left = sorted((tmp_path / "two").glob("*.png"))
+    refused = masks(two, tmp_path / "two", launch)
+    assert refused.returncode != 0
+    assert "masks of another model" in refused.stderr
+    assert sorted((tmp_path / "two").glob("*.png")) == left
 
 
 def test_torchrun_and_processes_exclude_each_other(quick, monkeypatch):

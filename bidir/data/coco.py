@@ -50,14 +50,19 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
 
     begin(out, {"dataset": "coco", "annotations": {part: told for part, (_, told) in read.items()}})
     write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
-    names, labels = dict(enumerate((name for _, name in categories["train"]), 1)), {}
+    names, labels, problems = dict(enumerate((name for _, name in categories["train"]), 1)), {}, []
     for part, images in shown.items():
         for (image, objects), file in zip(tqdm(images.values(), f"masks of {part}"), files[part], strict=True):
             link(file, out / "JPEGImages" / file.name)
             path = out / "SegmentationClass" / f"{file.stem}.png"
-            if not path.is_file():
-                save_palette_png(_coco_mask(coco, image, objects, ids), path)
+            try:
+                if not path.is_file():
+                    save_palette_png(_coco_mask(coco, image, objects, ids), path)
+            except DataError as error:
+                problems.append(str(error))
             labels[file.stem] = [names[i] for i in sorted({ids[o["category_id"]] for o in objects})]
+    if problems:
+        raise DataError("\n".join(problems))
     return finish("coco", out, lists, labels)
 
 
@@ -87,7 +92,8 @@ def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[st
     for one in content["annotations"]:
         if one["category_id"] not in ids:
             raise DataError(
-                f"{part}, annotation {one['id']}: category {one['category_id']} is not among the categories"
+                f"{part}, annotation {one['id']}: category {one['category_id']} is not among the categories "
+                f"{sorted(ids)}; take the published file"
             )
         if one["image_id"] not in images:
             raise DataError(f"{part}, annotation {one['id']}: image {one['image_id']} is not among the images")

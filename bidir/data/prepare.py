@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from http.client import HTTPException
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,14 @@ def prepare_voc(
     sbd = resolve(sbd) if sbd else None
     if download:
         _download(source, sbd)
-    voc = _with_folder("JPEGImages", source, "VOCdevkit/VOC2012")
+    voc = _place("JPEGImages", source, VOC_INSIDE)
     folder = voc / "ImageSets" / "Segmentation"
     lists = {name: read_list(folder / f"{name}.txt") for name in ("train", "val")}
     if (folder / "test.txt").is_file():
         lists["test"] = read_list(folder / "test.txt")
     classes = {}
     if sbd:
-        root = _with_folder("cls", sbd, "benchmark_RELEASE/dataset")
+        root = _place("cls", sbd, SBD_INSIDE)
         extra = {*read_list(root / "train.txt"), *read_list(root / "val.txt")} - {*lists["val"], *lists["train"]}
         classes = {name: root / "cls" / f"{name}.mat" for name in sorted(extra)}
         require(list(classes.values()), f"SBD's masks of images in {root}/train.txt and val.txt")
@@ -67,14 +67,14 @@ def prepare_voc(
     annotations = [voc / "Annotations" / f"{name}.xml" for name in labelled]
     require(annotations, "image labels come from it")
     masks = [voc / "SegmentationClass" / f"{name}.png" for name in sorted({*lists["train"], *lists["val"]})]
-    if not any_count:
+    if not any_count and any(mask.is_file() for mask in masks):  # training needs none
         require(masks, "one of VOC's own masks")
     labels = {name: read_xml(file) for name, file in zip(labelled, annotations, strict=True)}
 
     begin(out, {"dataset": "voc", "images": {name: digest("\n".join(images)) for name, images in lists.items()}})
     link(voc / "JPEGImages", out / "JPEGImages")
     for mask in masks:
-        if mask.is_file():  # training needs none
+        if mask.is_file():
             link(mask, out / "SegmentationClass" / mask.name)
     for name, file in tqdm(classes.items(), "masks of SBD", unit="image"):
         path = out / "SegmentationClass" / f"{name}.png"
@@ -83,21 +83,31 @@ def prepare_voc(
     return finish("voc", out, lists, labels)
 
 
-def _with_folder(name: str, source: Path, inside: str) -> Path:
-    """``source``, or ``inside`` it, whichever holds the folder ``name``. Errors: ``DataError``."""
-    for place in (source, source / inside):
-        if (place / name).is_dir():
-            return place
-    raise DataError(f"{source}: no folder {name} there, nor in {inside}; --download fetches what is lacking")
+VOC_INSIDE, SBD_INSIDE = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"  # where the archives unpack to
+
+
+def _places(name: str, source: Path, inside: str) -> list[Path]:
+    """Of ``source`` and ``inside`` it, those that hold the folder ``name``."""
+    return [place for place in (source, source / inside) if (place / name).is_dir()]
+
+
+def _place(name: str, source: Path, inside: str) -> Path:
+    """The first of ``_places``. Errors: ``DataError``."""
+    found = _places(name, source, inside)
+    if not found:
+        raise DataError(
+            f"{source}: no folder {name} there, nor in {inside}; --download (in the notebook, download) fetches it"
+        )
+    return found[0]
 
 
 def _download(source: Path, sbd: Path | None) -> None:
     """Fetch and unpack VOC 2012 and SBD where that has not been done; goes on after a stop. Errors: ``DataError``."""
-    own = any((p / "JPEGImages").is_dir() for p in (source, source / "VOCdevkit" / "VOC2012"))
     voc = DATASET_YEAR_DICT["2012"]
-    _fetch(voc["url"], source, voc["filename"], voc["md5"], own)
+    _fetch(voc["url"], source, voc["filename"], voc["md5"], bool(_places("JPEGImages", source, VOC_INSIDE)))
     if sbd:
-        _fetch(SBDataset.url, sbd, SBDataset.filename, SBDataset.md5, (sbd / "cls").is_dir())
+        own = bool(_places("cls", sbd, SBD_INSIDE))
+        _fetch(SBDataset.url, sbd, SBDataset.filename, SBDataset.md5, own)
 
 
 def _fetch(url: str, folder: Path, name: str, md5: str, own: bool) -> None:
@@ -107,9 +117,10 @@ def _fetch(url: str, folder: Path, name: str, md5: str, own: bool) -> None:
         return
     try:
         download_and_extract_archive(url, str(folder), filename=name, md5=md5)
-    except (RuntimeError, OSError, EOFError, tarfile.TarError) as error:
+    except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
         raise DataError(
-            f"{url} into {folder}: {error}; run the same command again, or put the files there yourself"
+            f"{url} into {folder / name} (MD5 {md5}): {error}; run the same command again, or put the files "
+            "there yourself"
         ) from error
     write_text(unpacked, "")
 
@@ -167,30 +178,30 @@ def link(target: Path, path: Path) -> None:
 
 
 def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
-    """Lists, image labels, a look at every image, and the manifest; returns ``out``. Errors: ``DataError``."""
-    for name, images in lists.items():
-        write_text(out / "ImageSets" / "Segmentation" / f"{name}.txt", "\n".join(images) + "\n")
+    """A look at every image, then lists, image labels and the manifest; returns ``out``. Errors: ``DataError``."""
     lines = [" ".join([name, *classes]) for name, classes in sorted(labels.items())]
-    write_text(out / "image_labels.txt", "\n".join(lines) + "\n")
+    texts = {f"ImageSets/Segmentation/{name}.txt": "\n".join(images) + "\n" for name, images in lists.items()}
+    texts["image_labels.txt"] = "\n".join(lines) + "\n"
     every = [out / "JPEGImages" / f"{name}.jpg" for name in sorted(set().union(*lists.values()))]
     Split((), tuple(every), np.zeros((len(every), 0), bool), None, (0,)).check(masks=False)
     told = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
             "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
-            "sha256": dict(_digests(out, lists))}  # fmt: skip
+            "sha256": {name: digest(text) for name, text in texts.items()}}  # fmt: skip
+    told["sha256"]["SegmentationClass"] = _masks_digest(out)
     path = out / "manifest.json"
     before = json.loads(path.read_text())["sha256"] if path.is_file() else {}
     changed = [name for name, digest in before.items() if told["sha256"].get(name) != digest]
     if changed:
         raise DataError(f"{out}: {', '.join(changed)} changed since manifest.json was written; delete it to accept")
+    for name, text in texts.items():
+        write_text(out / name, text)
     write_text(path, json.dumps(told, indent=1) + "\n")
     return out
 
 
-def _digests(out: Path, lists: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """SHA-256 of every list, of the image labels and of all masks together."""
-    for name in ("image_labels.txt", *(f"ImageSets/Segmentation/{name}.txt" for name in lists)):
-        yield name, digest((out / name).read_bytes())
+def _masks_digest(out: Path) -> str:
+    """SHA-256 of all masks together."""
     masks = hashlib.sha256()
     for path in tqdm(sorted((out / "SegmentationClass").glob("*.png")), "checksums", unit="mask"):
         masks.update(path.name.encode() + path.read_bytes())
-    yield "SegmentationClass", masks.hexdigest()
+    return masks.hexdigest()

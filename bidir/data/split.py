@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files it cannot decode
 IGNORE = 255  # mask value of pixels that no loss and no score counts
 
 
@@ -58,7 +59,7 @@ class Split:
         try:
             with Image.open(path) as image:
                 return np.array(image.convert("RGB"))
-        except OSError as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"{path}: the image cannot be read ({error}); replace it or take it off the list"
             ) from error
@@ -74,7 +75,7 @@ class Split:
         try:
             with Image.open(path) as image, Image.open(self.images[index]) as photo:
                 mask, size = np.array(image), photo.size
-        except OSError as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}: the mask cannot be read ({error})") from error
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise DataError(

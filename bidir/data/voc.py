@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from bidir.config import RunConfig, resolve
-from bidir.data.split import IGNORE, DataError, Split, label_matrix
+from bidir.data.split import IGNORE, UNREADABLE, DataError, Split, label_matrix
 
 VOC_CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
@@ -137,7 +137,7 @@ def _labels_in(mask: Path, known: list[str]) -> list[str]:
     try:
         with Image.open(mask) as image:
             ids = [int(v) for v in np.unique(np.array(image)) if v not in (0, IGNORE)]
-    except OSError as error:
+    except UNREADABLE as error:
         raise DataError(f"{mask}: the mask cannot be read ({error}); label_source = 'masks' needs it") from error
     unknown = [v for v in ids if not 0 < v <= len(known)]
     if unknown:

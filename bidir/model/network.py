@@ -136,6 +136,12 @@ def object_map(cam_logits: Float[Tensor, "B C h w"], size: torch.Size) -> Float[
     return resize(cam_logits.detach(), size).sigmoid().amax(1, keepdim=True)
 
 
+def rescale(image: Float[Tensor, "B 3 H W"], scale: float = 1.0) -> Float[Tensor, "B 3 H2 W2"]:
+    """The image at a scale, no side below 32 pixels: the least that a Mix Transformer takes."""
+    height, width = (max(32, round(side * scale)) for side in image.shape[-2:])
+    return resize(image, (height, width))
+
+
 def resize(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Bilinear resize of (B, K, h, w) to ``size``; no work if it has that size."""
     if maps.shape[-2:] == size:

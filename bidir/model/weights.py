@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ def read_plain(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path}: refused, not a plain file of tensors ({str(error).splitlines()[0]})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, OSError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({why})") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -65,7 +67,9 @@ def load_matching(
     if lines:
         shown = lines if named else lines[:12]
         more = f"\n  ... and {len(lines) - len(shown)} more" if len(lines) > len(shown) else ""
-        raise WeightsError(f"{source} does not fit the model:\n  " + "\n  ".join(shown) + more)
+        raise WeightsError(
+            f"{source} does not fit the model (another encoder, or other classes?):\n  " + "\n  ".join(shown) + more
+        )
     module.load_state_dict(state)
 
 
@@ -74,11 +78,11 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     if weights == "random":
         return
     if name.startswith("mit_"):
-        path = (
-            from_hub(f"nvidia/{name.replace('_', '-')}", "pytorch_model.bin")
-            if weights == "imagenet"
-            else resolve(weights)
-        )
+        path = resolve(weights)
+        if weights == "imagenet":
+            repository = f"nvidia/{name.replace('_', '-')}"
+            print(f"{repository}: these weights are licensed for non-commercial use only", file=sys.stderr)
+            path = from_hub(repository, "pytorch_model.bin")
         load_matching(encoder, mix_transformer_state(load_tensors(path)), str(path))
         return
     if weights == "imagenet" and name == "tf_efficientnet_lite0":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bidir.model.network import DualBranchNetwork, resize
+from bidir.model.network import DualBranchNetwork, rescale, resize
 
 
 class SeedMaps(NamedTuple):
@@ -64,7 +64,7 @@ def multi_scale_maps(
     with evaluating(network):
         for scale in scales:
             largest = affinity and scale == max(scales)
-            scaled = resize(image, (round(height * scale), round(width * scale)))
+            scaled = rescale(image, scale)
             views = torch.cat([scaled, scaled.flip(3)]) if flip else scaled
             out = network(views, segmentation=scale in decoded, affinity=largest)
             cam = F.relu(torch.maximum(*pair(out.cam_logits))) + (0 if cam is None else cam)
