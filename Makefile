@@ -10,8 +10,8 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 study: .venv/installed ## the main job: train and compare on the generated dataset, write a report
 	$(BIN)/bidir study
 
-test: .venv/installed-dev ## the tests
-	$(BIN)/python -m pytest
+test: .venv/installed-dev ## the tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
