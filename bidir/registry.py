@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import io
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from bidir.config import MACHINE_FIELDS, RunConfig, resolve
 from bidir.files import write_bytes, write_text
 from bidir.runs import read_rows
 
+MEANINGS = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(RunConfig), re.MULTILINE))  # said there
 SETTINGS = [field.name for field in fields(RunConfig) if field.name not in MACHINE_FIELDS]
 FACTS = {
     "state": "done | failed | interrupted", "reason": "why a failed run ended",
@@ -30,7 +33,7 @@ FACTS = {
 WHOLE = [field.name for field in fields(RunConfig) if field.type == "int" and field.name in SETTINGS]
 WHOLE += ["train_images", "val_images", "peak_memory_mib", "threads"]
 SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
-    "runs": {"run_id": "key of all tables", **FACTS, **dict.fromkeys(SETTINGS, "parameter of 10_train")},
+    "runs": {"run_id": "key of all tables", **FACTS, **{name: MEANINGS[name] for name in SETTINGS}},
     "per_class": {
         "run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
         "map": "cam, seed, y_c, y_s, branch_c, branch_s, or agreement (Branch-S scored against Branch-C)",

@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from bidir.cli import app
 from bidir.config import ConfigError
 from bidir.data import DataError
 from bidir.executors import job_cluster, local_slots
@@ -47,6 +49,18 @@ def test_cells_are_all_combinations_of_axes_and_cases(tmp_path, folders):
     assert table["state"].unique().tolist() == ["waiting"]
     assert table["case"][0] == "supervision=c2s, propagation=par"
     assert len(set(table["run_id"])) == len(jobs)
+
+
+def test_dry_run_and_status_start_nothing(tmp_path, folders):
+    grid = write_grid(tmp_path / "grid.yaml", {"preset": "quick", "fixed": SMALL, "seeds": [0, 1], "grids": {"a": {}}})
+    given = [f"-p{name}={value}" for name, value in folders.items()]
+    for flag in ("--dry-run", "--status"):
+        result = CliRunner().invoke(app, ["sweep", str(grid), flag, *given])
+        assert result.exit_code == 0, result.output
+        assert "2 waiting" in result.output
+    assert not Path(folders["runs_dir"]).exists()
+    wrong = CliRunner().invoke(app, ["sweep", str(grid), "--dry-run", *given, "-p", "crop_size=4000"])
+    assert "crop_size = 4000 is larger than every image" in str(wrong.exception)
 
 
 @pytest.mark.parametrize(
