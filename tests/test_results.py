@@ -72,7 +72,7 @@ def test_tables_in_readme_are_those_in_results():
 
 def test_differences_in_readme_are_in_a_table():
     readme = (ROOT / "README.md").read_text()
-    tables = "".join(path.read_text() for path in (ROOT / "results").glob("*/tables/*differences.md"))
+    tables = "".join(path.read_text() for path in (ROOT / "results").glob("*/tables/*.md"))
     told = re.findall(r"[+-]\d+\.\d ± \d+\.\d", readme)
     assert told
     assert not [difference for difference in told if difference not in tables]
