@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +24,14 @@ def probabilities(logits: Float[Tensor, "B S h w"], config: RunConfig) -> Float[
     return each / each.sum(1, keepdim=True).clamp(min=1e-6)
 
 
-def require_crf() -> None:
-    """``ConfigError`` if pydensecrf is not installed."""
-    if not find_spec("pydensecrf"):
-        raise ConfigError("protocol = 'crf' needs pydensecrf: pip install 'bidir[crf]' (builds with g++)")
+def load_crf() -> tuple[Any, Any]:
+    """pydensecrf's field and its unary from probabilities. Errors: ``ConfigError`` if it is not installed."""
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+        from pydensecrf.utils import unary_from_softmax
+    except ImportError as error:
+        raise ConfigError("protocol = 'crf' needs pydensecrf: pip install 'bidir[crf]' (builds with g++)") from error
+    return DenseCRF2D, unary_from_softmax
 
 
 def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"]) -> Int[Tensor, "B H W"]:
@@ -35,15 +39,11 @@ def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"])
 
     Errors: ``ConfigError`` if pydensecrf is not installed.
     """
-    require_crf()
-    from pydensecrf.densecrf import DenseCRF2D
-    from pydensecrf.utils import unary_from_softmax
-
-    found = []
+    (field_of, unary_of), found = load_crf(), []
     for photo, score in zip(image, scores, strict=True):
         classes, height, width = score.shape
-        field = DenseCRF2D(width, height, classes)
-        field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(score.float().cpu().numpy())))
+        field = field_of(width, height, classes)
+        field.setUnaryEnergy(np.ascontiguousarray(unary_of(score.float().cpu().numpy())))
         field.addPairwiseGaussian(**POSITION)
         pixels = np.ascontiguousarray(photo.round().byte().permute(1, 2, 0).cpu().numpy())
         field.addPairwiseBilateral(**BILATERAL, rgbim=pixels)

@@ -73,7 +73,7 @@ def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> 
     write_text(out / "config.json", json.dumps(told, indent=1) + "\n")
     write_text(out / "README.md", model_card(config, content["classes"], facts))
     if push_to:
-        _push(out, push_to)
+        push_model(out, push_to)
     return out
 
 
@@ -130,7 +130,8 @@ Not for decisions about people: masks are wrong where objects and their surround
 """
 
 
-def _push(folder: Path, repository: str) -> None:
+def push_model(folder: Path, repository: str) -> None:
+    """Upload what ``export_model`` wrote to a repository of the hub, ``user/name``. Errors: ``WeightsError``."""
     try:
         from huggingface_hub import HfApi
     except ImportError as error:

@@ -180,11 +180,16 @@ def plot_curves(runs: dict[str, Path]) -> Figure:
 
 
 def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None, maps: Maps = SHOWN) -> Figure:
-    """mIoU by ``x``, one panel per map. ``scores``: rows of class ``mean`` with the runs' settings."""
-    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
-    for axis, (protocol, name) in zip(axes[0], maps, strict=True):
-        part = scores[(scores["protocol"] == protocol) & (scores["map"] == name)]
-        plot_seeds(axis, part, x, "iou", order, hue)
+    """mIoU by ``x``, one panel per map, each with those of ``order`` that it has runs of.
+
+    ``scores``: rows of class ``mean`` with the runs' settings.
+    """
+    parts = [scores[(scores["protocol"] == protocol) & (scores["map"] == name)] for protocol, name in maps]
+    orders = [[value for value in order if value in set(part[x])] for part in parts]
+    widths = [len(values) for values in orders]
+    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False, width_ratios=widths)
+    for axis, part, values, (_, name) in zip(axes[0], parts, orders, maps, strict=True):
+        plot_seeds(axis, part, x, "iou", values, hue)
         axis.set_title(MAP_TITLES[name])
     axes[0, 0].set_ylabel("mIoU (%)")
     if hue:
@@ -238,7 +243,8 @@ def draw_masks(
     """Rows: images of ``split``; columns: image, true mask if there is one, then ``masks`` by title, as overlays."""
     truth = {"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}
     columns: dict[str, dict[int, np.ndarray]] = {"image": {i: split.read_image(i) for i in images}}
-    for title, found in {**truth, **masks}.items():
+    drawn = {**truth, **masks}
+    for title, found in drawn.items():
         columns[title] = {i: draw_overlay(split.read_image(i), found[i], names=()) for i in images}
     heights = [columns["image"][i].shape[0] / columns["image"][i].shape[1] for i in images]
     width = PAGE / len(columns)
@@ -250,9 +256,7 @@ def draw_masks(
     for row, i in enumerate(images):
         for axis, (title, pictures) in zip(axes[row], columns.items(), strict=True):
             axis.imshow(pictures[i], interpolation="lanczos")
-            for x, y, name in (
-                named_regions({**truth, **masks}[title][i], split.class_names) if title != "image" else ()
-            ):
+            for x, y, name in named_regions(drawn[title][i], split.class_names) if title in drawn else ():
                 axis.text(x, y, name, color="white", fontsize=6, ha="center", va="center", path_effects=OUTLINE)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)

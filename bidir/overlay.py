@@ -69,8 +69,7 @@ def _thickest_spot(region: np.ndarray) -> tuple[int, int]:
     """x, y of a point that survives the most erosions: far inside the region's largest part."""
     inside = np.pad(region, 1)
     while True:
-        eroded = inside.copy()
-        eroded[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        eroded = ~_grown(~inside)
         if not eroded.any():
             y, x = np.argwhere(inside)[len(np.argwhere(inside)) // 2]
             return int(x) - 1, int(y) - 1

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bidir import processes
 from bidir.config import ConfigError, RunConfig, resolve
-from bidir.crf import require_crf
+from bidir.crf import load_crf
 from bidir.data import DataError, Split, open_split
 from bidir.data.loader import Batch, WholeImages, collate
 from bidir.data.split import label_matrix
@@ -71,9 +71,8 @@ def export_pseudo_masks(
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
 
     Uses the dataset's image labels and opens no mask; ids are those of the dataset's own masks.
-    ``where`` may override configuration fields such as
-    ``data_root``. A call that was stopped goes on; several processes share the images. Returns and writes the
-    table that ``predict`` does.
+    ``where`` may override configuration fields such as ``data_root``. A call that was stopped goes on; several
+    processes share the images. Returns and writes the table that ``predict`` does.
     """
     network, config, class_names = _open(checkpoint, **where)
     split = _own_split(config, part, class_names)
@@ -118,7 +117,7 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     if unknown:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
     if "crf" in protocols:
-        require_crf()
+        load_crf()
     network, config, class_names = _open(checkpoint, **where)
     split = _own_split(config, part, class_names)
     if split.masks is None:
@@ -144,7 +143,7 @@ def _segment(
             "crf (branch_s alone)"
         )
     if protocol == "crf":
-        require_crf()
+        load_crf()
     if processes.rank() == 0:
         split.check(masks=False)
         if resume:

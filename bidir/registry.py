@@ -85,15 +85,15 @@ def collect(runs: list[Path]) -> dict[str, pd.DataFrame]:
         }
         for name, table in tables.items():
             found[name].append(table.assign(run_id=facts["run_id"])[list(SCHEMA[name])])
-    runs = pd.DataFrame(found.pop("runs"), columns=list(SCHEMA["runs"]))
-    tables = {"runs": runs.astype(dict.fromkeys(WHOLE, "Int64"))}  # whole also where an unfinished run has none
+    tables = {"runs": pd.DataFrame(found.pop("runs"), columns=list(SCHEMA["runs"]))}
     empty = {name: pd.DataFrame(columns=list(SCHEMA[name])) for name in found}
     return tables | {name: pd.concat(part, ignore_index=True) if part else empty[name] for name, part in found.items()}
 
 
 def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
     """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
-    for name, table in tables.items():
+    counts = {"runs": tables["runs"].astype(dict.fromkeys(WHOLE, "Int64"))}  # also where an unfinished run has none
+    for name, table in {**tables, **counts}.items():
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         write_bytes(resolve(out) / f"{name}.parquet", buffer.getvalue())

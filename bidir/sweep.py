@@ -22,7 +22,7 @@ from bidir.data import dataset_manifest, open_split
 from bidir.executors import dask_executor, execute, local_slots, read_yaml, require_keys
 from bidir.files import write_text
 from bidir.model.network import DualBranchNetwork
-from bidir.registry import WHOLE, collect, read_registry, write_registry
+from bidir.registry import collect, read_registry, write_registry
 from bidir.runs import RunFolder, last_step
 
 FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
@@ -171,17 +171,18 @@ def run_batch(
                 write_text(stop, "")
                 for future in futures:
                     future.cancel()
-                _wait_for_cluster(list(left.values()) if cluster else [])
+                if cluster:
+                    _wait_for_workers(list(left.values()))
     finally:  # the slots of this machine have ended their runs by now
         stop.unlink(missing_ok=True)
     return plan(jobs)
 
 
-def _wait_for_cluster(jobs: list[Job]) -> None:
+def _wait_for_workers(jobs: list[Job]) -> None:
     """Until no worker is at one of ``jobs``, for 30 seconds at most: the futures do not say. A worker looks for the
     order to stop several times a second, and a run that is starting holds no lock yet."""
     until = time.monotonic() + 30
-    time.sleep(5 if jobs else 0)
+    time.sleep(5)
     while any(job.folder.state() == "running" for job in jobs) and time.monotonic() < until:
         time.sleep(0.5)
 
@@ -206,8 +207,6 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
         kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
         for name, table in tables.items():
             parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
-            types = {column: "Int64" for column in WHOLE if column in table}
-            parts = [part.astype(types) for part in parts]
             tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
         grids.loc[grids["run_id"].isin(kept), "state"] = "done"
     write_registry({**tables, "grids": grids}, out)

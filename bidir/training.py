@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,17 +50,18 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
         if not folder.done.is_file():
             sizes, alone = check_data(train, val, config, progress), config.replace(processes=1)
             try:
-                notebook_launcher(_fit_launched, (alone, sizes), config.processes, use_port=_free_port())
+                notebook_launcher(
+                    _fit_launched, (alone, train, val, folder, sizes, False), config.processes, use_port=_free_port()
+                )
             except ValueError as error:  # accelerate's, if this process has trained by itself before
                 raise ConfigError(f"processes = {config.processes} cannot start here; restart the kernel") from error
         return folder.path
     return _fit_together(config, train, val, folder, None, progress)
 
 
-def _fit_launched(config: RunConfig, sizes: np.ndarray) -> None:
+def _fit_launched(*arguments: Any) -> None:
     torch.set_num_threads(1)  # forked: the threads of the notebook's process are not there to be waited for
-    train, val = open_split(config, "train"), open_split(config, "val")
-    _fit_together(config, train, val, RunFolder(config, dataset_manifest(train, val)), sizes, progress=False)
+    _fit_together(*arguments)
 
 
 def _fit_together(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 import tarfile
 
 import numpy as np
@@ -281,7 +282,7 @@ def test_scores_by_protocol(run, tmp_path, monkeypatch):
     assert found.loc[found["protocol"] == "crf", "map"].unique().tolist() == ["branch_s"]
     with pytest.raises(ConfigError, match="protocol = 'tta': choose of raw, ms, crf"):
         score(path / "checkpoint.pt", ("tta",))
-    monkeypatch.setattr("bidir.crf.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'bidir[crf]'")):
         score(path / "checkpoint.pt", ("crf",))
 
