@@ -1,58 +1,47 @@
-"""The command line: one command per thing to do, each a few lines over the package."""
+"""The command line: one command per thing to do, each a few lines over what ``bidir`` offers."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
+import yaml
 
-from bidir.config import ConfigError, RunConfig, resolve
-from bidir.data import DataError
-from bidir.files import write_text
-from bidir.model.weights import WeightsError
-from bidir.tools import Parameters, parse_parameters, tools
+import bidir
+from bidir.atomic import write_text
+from bidir.config import ConfigError, DataError, RunConfig, WeightsError, resolve
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(tools)
+Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
+Preset = Annotated[str, typer.Option(help="study | quick | photos | voc | coco")]
+Labels = Annotated[str, typer.Option(help="classes in every image, comma-separated; default: predicted")]
+MapName = Annotated[str, typer.Option("--map", help="cam | seed | y_c | y_s | branch_c | branch_s")]
 
 
 @app.command()
 def study(out: str = "results/study") -> None:
     """The main job: run the quick grid on the generated dataset, draw its figures, write a report."""
-    from bidir.execution import run_study
-
     _stop_cleanly()
-    print(f"\nDone. Open {run_study(resolve(out))}; its numbers are beside it, the figures in figures/")
+    print(f"\nDone. Open {bidir.run_study(resolve(out))}; its numbers are beside it, the figures in figures/")
 
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Option(help="study | quick | photos | voc | coco")] = "study",
+    preset: Preset = "study",
     parameter: Parameters = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check, measure a step, say what it would take")] = False,
-    end_with_parent: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """One run of notebooks/10_train through papermill; under torchrun, without the notebook."""
-    from bidir.execution import run_training
-
+    parameters = parse_parameters(parameter)
     if dry_run or "RANK" in os.environ:
-        from bidir.benchmark import forecast
-        from bidir.training import fit
-
-        config = RunConfig.from_parameters(parse_parameters(parameter), preset)
-        print(forecast(config) if dry_run else fit(config))
-        return
-    if end_with_parent:  # a run whose batch was killed must not work on beside its successor
-        threading.Thread(target=_watch, args=(end_with_parent,), daemon=True).start()
-    print(run_training(parse_parameters(parameter), preset))
+        config = RunConfig.from_parameters(parameters, preset)
+        print(bidir.forecast(config) if dry_run else bidir.fit(config))
+    else:
+        print(bidir.run_training(parameters, preset))
 
 
 @app.command()
@@ -67,15 +56,13 @@ def sweep(
     parameter: Parameters = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
-    from bidir.sweep import check, plan, read_grid, run_batch, write_tables
-
     _stop_cleanly()
-    jobs = read_grid(grid, **parse_parameters(parameter))
+    jobs = bidir.read_grid(grid, **parse_parameters(parameter))
     if dry_run:
-        check(jobs)
-    table = plan(jobs) if dry_run or status else run_batch(jobs, slots, cluster, retry_failed)
+        bidir.check(jobs)
+    table = bidir.plan(jobs) if dry_run or status else bidir.run_batch(jobs, slots, cluster, retry_failed)
     if out and not dry_run:
-        write_tables(jobs, out)
+        bidir.write_tables(jobs, out)
     print(table.drop(columns="reason").to_string(index=False))
     runs = table.drop_duplicates("run_id")
     for row in runs[runs["state"] == "failed"].itertuples():
@@ -92,20 +79,16 @@ def figures(
     parameter: Parameters = None,
 ) -> None:
     """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
-    from bidir.execution import make_figures
-
-    said = make_figures(results, only, **parse_parameters(parameter))
-    print("\n".join(f"{name}: {word}" for name, word in said.items()))
-    if any(word.startswith("failed") for word in said.values()):
+    outcomes = bidir.make_figures(results, only, **parse_parameters(parameter))
+    print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
+    if any(outcome.startswith("failed") for outcome in outcomes.values()):
         sys.exit(1)
 
 
 @app.command()
 def report(results: list[Path], out: Path = Path("results/report.html")) -> None:
     """One HTML file with the figures and tables of one or more registries."""
-    from bidir.execution import write_report
-
-    write_report(results, resolve(out))
+    bidir.write_report(results, resolve(out))
     print(out)
 
 
@@ -115,12 +98,130 @@ def benchmark(
     parameter: Parameters = None,
 ) -> None:
     """Time and memory of a training step, part by part, on this machine."""
-    from bidir.benchmark import cost
-
-    table = cost(RunConfig.from_parameters(parse_parameters(parameter)))
+    table = bidir.cost(RunConfig.from_parameters(parse_parameters(parameter)))
     print(table.drop(columns="what").to_string(index=False), table["what"][0], sep="\n")
     if out:
         write_text(resolve(out), table.to_csv(index=False))
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="voc | coco")],
+    source: Annotated[Path, typer.Argument(help="the dataset as published")],
+    out: Annotated[Path, typer.Argument(help="folder to make: what data_root then names")],
+    sbd: Annotated[Path | None, typer.Option(help="SBD as published: adds the list train_aug")] = None,
+    download: Annotated[bool, typer.Option("--download", help="fetch VOC and SBD where they are lacking")] = False,
+    any_count: Annotated[bool, typer.Option("--any-count", help="accept other counts than the published")] = False,
+) -> None:
+    """VOC 2012 or COCO 2014 to the layout that training reads: lists, masks, image labels, manifest."""
+    if dataset not in ("voc", "coco"):
+        raise ConfigError(f"dataset = {dataset!r}: choose voc or coco")
+    if dataset == "voc":
+        folder = bidir.prepare_voc(source, out, sbd, download, any_count)
+    elif sbd or download:
+        raise ConfigError("coco takes neither --sbd nor --download; see cocodataset.org for its archives")
+    else:
+        folder = bidir.prepare_coco(source, out, any_count)
+    lists = " -p train_list=train" if dataset == "voc" and not sbd else ""
+    print(f"{folder}: see manifest.json; train with bidir train --preset {dataset} -p data_root={out}{lists}")
+
+
+@app.command("check-data")
+def check_data(preset: Preset = "study", parameter: Parameters = None) -> None:
+    """Look at every file of a dataset: class balance, sizes, and all problems at once."""
+    bidir.describe_dataset(RunConfig.from_parameters(parse_parameters(parameter), preset))
+
+
+@app.command()
+def predict(
+    checkpoint: Path,
+    images: Path,
+    out: Path,
+    labels: Labels = "",
+    map_name: MapName = "branch_s",
+    protocol: str = "raw",
+) -> None:
+    """Masks and overlays for an image or a folder of images."""
+    names = [name.strip() for name in labels.split(",")]
+    given = {path.stem: names for path in bidir.image_paths(images)} if labels else None
+    print(bidir.predict(checkpoint, images, out, given, map_name, protocol).to_string(index=False))
+
+
+@app.command("pseudo-masks")
+def pseudo_masks(
+    checkpoint: Path,
+    part: str,
+    out: Path,
+    map_name: MapName = "seed",
+    protocol: str = "ms",
+    parameter: Parameters = None,
+) -> None:
+    """Pseudo-masks of a split (train | val) as VOC palette PNG, for a second-stage model."""
+    table = bidir.export_pseudo_masks(checkpoint, part, out, map_name, protocol, **parse_parameters(parameter))
+    print(f"{len(table)} masks in {out}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Path,
+    out: Annotated[Path | None, typer.Option(help="folder for per_class.csv and per_image.csv")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="raw | ms | crf; default: raw and ms")] = None,
+    part: str = "val",
+    parameter: Parameters = None,
+) -> None:
+    """Scores of every map of a checkpoint; under torchrun the processes share the images."""
+    scores = bidir.score(checkpoint, protocol or ("raw", "ms"), part, **parse_parameters(parameter))
+    if bidir.rank() == 0:
+        mean = scores.per_class[scores.per_class["class"] == "mean"].drop(columns="class")
+        print(mean.round(4).to_string(index=False))
+        if out:
+            scores.write(out)
+
+
+@app.command("voc-archive")
+def voc_archive(
+    checkpoint: Path,
+    out: Annotated[Path, typer.Argument(help="the .tgz to write")],
+    names: Annotated[str, typer.Option("--list", help="list in ImageSets/Segmentation")] = "test",
+    protocol: str = "crf",
+    parameter: Parameters = None,
+) -> None:
+    """Branch-S's masks of a list as the archive that VOC's test server takes."""
+    print(bidir.export_voc_archive(checkpoint, names, out, protocol, **parse_parameters(parameter)))
+
+
+@app.command("import")
+def import_(
+    weights: Annotated[Path, typer.Argument(help="a state dict of the reference implementation")],
+    out: Annotated[Path, typer.Argument(help="checkpoint.pt to write")],
+    classes: Annotated[Path | None, typer.Option(help="names, background first; default: VOC's twenty")] = None,
+    preset: Preset = "voc",
+    parameter: Parameters = None,
+) -> None:
+    """A checkpoint of the reference implementation as one of ours, every tensor accounted for."""
+    if classes and not classes.is_file():
+        raise ConfigError(f"--classes {classes}: no such file")
+    config = RunConfig.from_parameters(parse_parameters(parameter), preset)
+    print(bidir.import_reference(weights, out, config, tuple(bidir.known_classes(classes))))
+
+
+@app.command()
+def export(
+    checkpoint: Path,
+    out: Path,
+    push_to: Annotated[str, typer.Option(help="user/name on the hub, to upload it to")] = "",
+) -> None:
+    """A model as safetensors with its configuration and a model card; load_network(OUT) loads it back."""
+    print(bidir.export_model(checkpoint, out, push_to))
+
+
+def parse_parameters(pairs: list[str] | None) -> dict:
+    """``name=value`` strings to values, read as YAML."""
+    pairs = pairs or []
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ConfigError(f"-p {wrong[0]}: write it as name=value")
+    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
 
 
 def _stop_cleanly() -> None:
@@ -129,23 +230,12 @@ def _stop_cleanly() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _watch(parent: int) -> None:
-    """End this process as soon as ``parent`` is no longer its parent."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def main() -> None:
     """Run a command; a mistake in the input is one message, not a traceback."""
     try:
         app()
     except (ConfigError, DataError, WeightsError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
-    except PapermillExecutionError as error:
-        sys.exit(f"error in a notebook, {error.ename}: {error.evalue}")
-    except DeadKernelError:
-        sys.exit("error: the notebook's kernel died (killed, or out of memory)")
 
 
 if __name__ == "__main__":

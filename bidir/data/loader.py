@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from bidir.config import RunConfig
-from bidir.data.split import IGNORE, Split
+from bidir.config import Augment, RunConfig
+from bidir.data.split import Split
+from bidir.method.tensors import IGNORE, Batch
 
 PADDING = (124, 116, 104)  # mean colour of ImageNet
-
-
-@dataclass
-class Batch:
-    """``image`` (B, 3, H, W) float RGB in 0..255; ``label`` (B, C) float in {0, 1}; ``box`` (B, 4) int
-    top, left, bottom, right of the true image (the rest is padding); ``mask`` (B, H, W) int64 or None."""
-
-    image: Tensor
-    label: Tensor
-    box: Tensor
-    mask: Tensor | None
-    index: Tensor  # (B,) position in the split
-
-    def to(self, device: torch.device) -> Batch:
-        values = (self.image, self.label, self.box, self.mask, self.index)
-        return Batch(*(value if value is None else value.to(device, non_blocking=True) for value in values))
-
-    def parts(self, size: int) -> list[Batch]:
-        """The batch in pieces of at most ``size`` images; 0: in one."""
-        if not 0 < size < len(self.image):
-            return [self]
-        values = (self.image, self.label, self.box, self.mask, self.index)
-        pieces = [[None] * -(-len(self.image) // size) if value is None else value.split(size) for value in values]
-        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
 class TrainingCrops(Dataset):
@@ -54,18 +31,13 @@ class TrainingCrops(Dataset):
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         mask = torch.from_numpy(self.split.read_mask(index))[None] if self.masks else None
         image, mask, box = augment(image, mask, self.config, random)
-        label = torch.from_numpy(self.split.labels[index]).float()
-        return Batch(image.float(), label, box, mask, torch.tensor(index))
+        return _single(self.split, index, image, box, mask)
 
 
 def augment(
-    image: Tensor, mask: Tensor | None, config: RunConfig, random: np.random.Generator
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Random scale, flip, crop and colour.
-
-    Args: image (3, H, W) uint8; mask (1, H, W) uint8 or None. Returns: crop (3, S, S) uint8, mask
-    (S, S) int64 or None, box (4,) int64 of the true image within the crop.
-    """
+    image: UInt8[Tensor, "3 H W"], mask: UInt8[Tensor, "1 H W"] | None, config: Augment, random: np.random.Generator
+) -> tuple[UInt8[Tensor, "3 S S"], Int[Tensor, "S S"] | None, Int[Tensor, "4"]]:
+    """Random scale, flip, crop and colour: the crop, its mask, and the box of the true image within it."""
     size, (height, width) = config.crop_size, image.shape[-2:]
     scale = random.uniform(config.scale_min, config.scale_max)
     flip, spot = random.random() < 0.5, random.random(2)
@@ -138,7 +110,17 @@ class WholeImages(Dataset):
             image = TF.resize(image, list(_fit(pixels.shape[:2], self.size)), antialias=True)
         mask = torch.from_numpy(self.split.read_mask(index)).long() if self.masks else None
         box = torch.tensor([0, 0, *image.shape[-2:]])
-        return Batch(image.float(), torch.from_numpy(self.split.labels[index]).float(), box, mask, torch.tensor(index))
+        return _single(self.split, index, image, box, mask)
+
+
+def _single(
+    split: Split, index: int, image: UInt8[Tensor, "3 H W"], box: Int[Tensor, "4"], mask: Int[Tensor, "H2 W2"] | None
+) -> Batch:
+    """A batch of one image."""
+    label = torch.from_numpy(split.labels[index]).float()
+    return Batch(
+        image.float()[None], label[None], box[None], None if mask is None else mask[None], torch.tensor([index])
+    )
 
 
 def _fit(shape: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -156,10 +138,9 @@ def same_size_batches(sizes: np.ndarray, batch_size: int) -> list[list[int]]:
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """Stack single samples to a batch."""
-    masks = None if samples[0].mask is None else torch.stack([s.mask for s in samples])
-    stacked = [torch.stack([getattr(s, name) for s in samples]) for name in ("image", "label", "box")]
-    return Batch(*stacked, masks, torch.stack([s.index for s in samples]))
+    """Batches as one."""
+    values = zip(*(vars(sample).values() for sample in samples), strict=True)
+    return Batch(*(None if parts[0] is None else torch.cat(parts) for parts in values))
 
 
 def make_loader(dataset: Dataset, batches: object, num_workers: int) -> DataLoader:

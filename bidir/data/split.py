@@ -11,12 +11,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from bidir.config import DataError
+from bidir.method.tensors import IGNORE
+
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files it cannot decode
-IGNORE = 255  # mask value of pixels that no loss and no score counts
-
-
-class DataError(ValueError):
-    """Something in a dataset that cannot be used; the message names it and the fix."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""Masks of a whole list of images: pseudo-masks for a second stage, and the archive that VOC's test server takes."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bidir.apply.predict import image_paths, open_model, own_split, segment
+from bidir.atomic import write_bytes
+from bidir.config import DataError, resolve
+from bidir.data.folders import VOC_CLASSES, read_list
+from bidir.data.split import Split
+from bidir.method import distributed
+
+
+def export_pseudo_masks(
+    checkpoint: str | Path, part: str, out_dir: str | Path, map_name: str = "seed", protocol: str = "ms", **where: Any
+) -> pd.DataFrame:
+    """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
+
+    Uses the dataset's image labels and opens no mask; ids are those of the dataset's own masks.
+    ``where`` may override configuration fields such as ``data_root``. A call that was stopped goes on; several
+    processes share the images. Returns and writes the table that ``predict`` does.
+    """
+    network, config, class_names = open_model(checkpoint, **where)
+    split = own_split(config, part, class_names)
+    return segment(network, config, split, Path(out_dir), True, map_name, protocol, overlays=False, resume=True)
+
+
+def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
+    """Branch-S's masks of the images in the list ``names`` (``test``) as the archive that VOC's test server takes.
+
+    ``out`` ends in ``.tgz``; the masks are made beside it first, and a call that was stopped goes on. Needs neither
+    labels nor masks. Errors: ``DataError``, ``WeightsError``.
+    """
+    network, config, class_names = open_model(checkpoint, **where)
+    out = Path(out)
+    if list(class_names) != VOC_CLASSES:
+        raise DataError(f"the test server scores VOC's twenty classes; the model knows {', '.join(class_names)}")
+    if out.suffix != ".tgz":
+        raise DataError(f"{out}: the archive is a .tgz")
+    root = resolve(config.data_root)
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in
+              read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")]  # fmt: skip
+    split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
+    inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
+    folder = out.with_name(f"{out.stem}_masks") / inside
+    segment(network, config, split, folder, True, "branch_s", protocol, overlays=False, resume=True)
+    if distributed.rank() == 0:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w:gz") as archive:
+            for name in split.names:
+                archive.add(folder / f"{name}.png", f"{inside}/{name}.png")
+        write_bytes(out, content.getvalue())
+    return out

@@ -1,0 +1,122 @@
+"""COCO 2014 as it is published, to the one layout that training reads."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bidir.atomic import write_text
+from bidir.config import DataError, resolve
+from bidir.data.folders import require
+from bidir.data.make.voc import begin, digest, finish, link, verify
+from bidir.data.overlay import save_palette_png
+
+KEYS = {  # what is read of the instance annotations
+    "images": {"id", "file_name", "width", "height"}, "categories": {"id", "name"},
+    "annotations": {"id", "image_id", "category_id", "segmentation", "area"},
+}  # fmt: skip
+
+
+def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -> Path:
+    """COCO 2014: index masks with 81 classes, labels and lists of the images that show an object.
+
+    ``source`` holds ``annotations/instances_{train,val}2014.json`` and the folders ``train2014``, ``val2014``.
+    Class i is the i-th of the categories by id, spaces in names written as ``_``. Where objects overlap the
+    smaller is in front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``.
+    """
+    source, out, coco = resolve(source), resolve(out), _pycocotools()
+    paths = {part: source / "annotations" / f"instances_{part}2014.json" for part in ("train", "val")}
+    read = {part: _read_instances(path) for part, path in paths.items()}
+    parts = {part: content for part, (content, _) in read.items()}
+    categories = {
+        part: sorted((c["id"], c["name"].replace(" ", "_")) for c in parts[part]["categories"]) for part in parts
+    }
+    if categories["train"] != categories["val"]:
+        raise DataError(f"{source}/annotations: train and val name different categories")
+    ids = {category: i for i, (category, _) in enumerate(categories["train"], 1)}
+    shown = {part: _objects(content, ids, part) for part, content in parts.items()}
+    lists = {part: [Path(file).stem for file in images] for part, images in shown.items()}
+    verify("coco", lists, any_count)
+    files = {part: [source / f"{part}2014" / file for file in images] for part, images in shown.items()}
+    require(files["train"] + files["val"], "named in the instance annotations")
+
+    begin(out, {"dataset": "coco", "annotations": {part: told for part, (_, told) in read.items()}})
+    write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
+    names, labels, problems = dict(enumerate((name for _, name in categories["train"]), 1)), {}, []
+    for part, images in shown.items():
+        for (image, objects), file in zip(tqdm(images.values(), f"masks of {part}"), files[part], strict=True):
+            link(file, out / "JPEGImages" / file.name)
+            path = out / "SegmentationClass" / f"{file.stem}.png"
+            try:
+                if not path.is_file():
+                    save_palette_png(_coco_mask(coco, image, objects, ids), path)
+            except DataError as error:
+                problems.append(str(error))
+            labels[file.stem] = [names[i] for i in sorted({ids[o["category_id"]] for o in objects})]
+    if problems:
+        raise DataError("\n".join(problems))
+    return finish("coco", out, lists, labels)
+
+
+def _read_instances(path: Path) -> tuple[dict[str, Any], str]:
+    """The instance annotations, and the digest of their file. Errors: ``DataError``."""
+    if not path.is_file():
+        raise DataError(f"{path}: not there; get annotations_trainval2014.zip from cocodataset.org")
+    text = path.read_bytes()
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); was the download cut short?") from error
+    lacking = KEYS.keys() - set(content if isinstance(content, dict) else ())
+    if lacking:
+        raise DataError(f"{path}: no instance annotations, lacks {sorted(lacking)[0]!r}")
+    for kind, keys in KEYS.items():
+        for number, one in enumerate(content[kind]):
+            if keys - one.keys():
+                raise DataError(f"{path}: number {number} of {kind} lacks {sorted(keys - one.keys())[0]!r}")
+    return content, digest(text)
+
+
+def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[str, tuple[dict, list[dict]]]:
+    """File name -> (image, its objects), of the images that have one, by name. Errors: ``DataError``."""
+    images = {image["id"]: image for image in content["images"]}
+    objects = defaultdict(list)
+    for one in content["annotations"]:
+        if one["category_id"] not in ids:
+            raise DataError(
+                f"{part}, annotation {one['id']}: category {one['category_id']} is not among the categories "
+                f"{sorted(ids)}; take the published file"
+            )
+        if one["image_id"] not in images:
+            raise DataError(f"{part}, annotation {one['id']}: image {one['image_id']} is not among the images")
+        objects[one["image_id"]].append(one)
+    found = {images[i]["file_name"]: (images[i], objects[i]) for i in objects}
+    return dict(sorted(found.items()))
+
+
+def _coco_mask(coco: Any, image: dict, objects: list[dict], ids: dict[int, int]) -> np.ndarray:
+    """(H, W) uint8 of class indices: crowds first, then large to small. Errors: ``DataError``."""
+    coco.imgs = {image["id"]: image}
+    mask = np.zeros((image["height"], image["width"]), np.uint8)
+    for one in sorted(objects, key=lambda o: (-o.get("iscrowd", 0), -o["area"])):
+        try:
+            mask[coco.annToMask(one).astype(bool)] = ids[one["category_id"]]
+        except Exception as error:  # pycocotools raises bare exceptions
+            raise DataError(f"annotation {one['id']} of {image['file_name']}: no outline ({error})") from error
+    return mask
+
+
+def _pycocotools() -> Any:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
+    with redirect_stdout(io.StringIO()):
+        return COCO()

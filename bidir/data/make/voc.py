@@ -1,0 +1,207 @@
+"""VOC 2012 with SBD as they are published, to the one layout that training reads; what COCO shares with it.
+
+The prepared folder links to the published images and holds lists, masks, image labels and a manifest, which
+is written last. A call that was stopped goes on; masks that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from http.client import HTTPException
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import loadmat
+from torchvision.datasets import SBDataset
+from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+from tqdm import tqdm
+
+from bidir.atomic import write_text
+from bidir.config import DataError, resolve
+from bidir.data.folders import VOC_CLASSES, read_list, read_xml, require
+from bidir.data.overlay import save_palette_png
+from bidir.data.split import Split
+
+PUBLISHED = {  # images per list: VOC's own lists, VOC with SBD without val; COCO images that show an object
+    "voc": {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582},
+    "coco": {"train": 82081, "val": 40137},
+}
+
+
+def prepare_voc(
+    source: str | Path, out: str | Path, sbd: str | Path | None = None, download: bool = False, any_count: bool = False
+) -> Path:
+    """VOC 2012 with, if ``sbd`` is given, the augmented list ``train_aug`` and its masks made from SBD's .mat files.
+
+    Args: ``source`` holds ``VOCdevkit/VOC2012`` or is that folder; ``sbd`` holds ``cls/``, ``train.txt`` and
+    ``val.txt``; ``download`` fetches what is lacking of both (torchvision); ``any_count`` accepts lists of other
+    lengths than the published. Image labels come from the XML files. Errors: ``DataError``.
+    """
+    source, out = resolve(source), resolve(out)
+    sbd = resolve(sbd) if sbd else None
+    if download:
+        _download(source, sbd)
+    voc = _place("JPEGImages", source, VOC_INSIDE)
+    folder = voc / "ImageSets" / "Segmentation"
+    lists = {name: read_list(folder / f"{name}.txt") for name in ("train", "val")}
+    if (folder / "test.txt").is_file():
+        lists["test"] = read_list(folder / "test.txt")
+    classes = {}
+    if sbd:
+        root = _place("cls", sbd, SBD_INSIDE)
+        extra = {*read_list(root / "train.txt"), *read_list(root / "val.txt")} - {*lists["val"], *lists["train"]}
+        classes = {name: root / "cls" / f"{name}.mat" for name in sorted(extra)}
+        require(list(classes.values()), f"SBD's masks of images in {root}/train.txt and val.txt")
+        lists["train_aug"] = sorted({*lists["train"], *extra})
+    verify("voc", lists, any_count)
+    named = sorted(set().union(*lists.values()))
+    require([voc / "JPEGImages" / f"{name}.jpg" for name in named], "named in a list of VOC or SBD")
+    labelled = sorted(set().union(*(names for part, names in lists.items() if part != "test")))
+    annotations = [voc / "Annotations" / f"{name}.xml" for name in labelled]
+    require(annotations, "image labels come from it")
+    masks = [voc / "SegmentationClass" / f"{name}.png" for name in sorted({*lists["train"], *lists["val"]})]
+    if not any_count and any(mask.is_file() for mask in masks):  # training needs none
+        require(masks, "one of VOC's own masks")
+    labels = {name: read_xml(file) for name, file in zip(labelled, annotations, strict=True)}
+
+    begin(out, {"dataset": "voc", "images": {name: digest("\n".join(images)) for name, images in lists.items()}})
+    link(voc / "JPEGImages", out / "JPEGImages")
+    for mask in masks:
+        if mask.is_file():
+            link(mask, out / "SegmentationClass" / mask.name)
+    for name, file in tqdm(classes.items(), "masks of SBD", unit="image"):
+        path = out / "SegmentationClass" / f"{name}.png"
+        if not path.is_file():
+            save_palette_png(_sbd_mask(file), path)
+    return finish("voc", out, lists, labels)
+
+
+VOC_INSIDE, SBD_INSIDE = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"  # where the archives unpack to
+
+
+def _places(name: str, source: Path, inside: str) -> list[Path]:
+    """Of ``source`` and ``inside`` it, those that hold the folder ``name``."""
+    return [place for place in (source, source / inside) if (place / name).is_dir()]
+
+
+def _place(name: str, source: Path, inside: str) -> Path:
+    """The first of ``_places``. Errors: ``DataError``."""
+    found = _places(name, source, inside)
+    if not found:
+        raise DataError(
+            f"{source}: no folder {name} there, nor in {inside}; --download (in the notebook, download) fetches it"
+        )
+    return found[0]
+
+
+def _download(source: Path, sbd: Path | None) -> None:
+    """Fetch and unpack VOC 2012 and SBD where that has not been done; goes on after a stop. Errors: ``DataError``."""
+    voc = DATASET_YEAR_DICT["2012"]
+    _fetch(voc["url"], source, voc["filename"], voc["md5"], bool(_places("JPEGImages", source, VOC_INSIDE)))
+    if sbd:
+        own = bool(_places("cls", sbd, SBD_INSIDE))
+        _fetch(SBDataset.url, sbd, SBDataset.filename, SBDataset.md5, own)
+
+
+def _fetch(url: str, folder: Path, name: str, md5: str, own: bool) -> None:
+    """An archive, unpacked into ``folder``; not if that was done, nor if one's ``own`` copy is there without it."""
+    unpacked = folder / f"{name}.unpacked"
+    if unpacked.is_file() or (own and not (folder / name).is_file()):
+        return
+    try:
+        download_and_extract_archive(url, str(folder), filename=name, md5=md5)
+    except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
+        raise DataError(
+            f"{url} into {folder / name} (MD5 {md5}): {error}; run the same command again, or put the files "
+            "there yourself"
+        ) from error
+    write_text(unpacked, "")
+
+
+def _sbd_mask(path: Path) -> np.ndarray:
+    """(H, W) uint8 of 0..20 from an SBD file. Errors: ``DataError``."""
+    try:
+        mask = loadmat(path)["GTcls"][0]["Segmentation"][0]
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise DataError(f"{path}: no mask of SBD ({error}); unpack the archive again") from error
+    if mask.ndim != 2 or mask.max() > len(VOC_CLASSES):
+        raise DataError(f"{path}: mask of shape {mask.shape} with id {mask.max()}; known: 0..{len(VOC_CLASSES)}")
+    return mask.astype(np.uint8)
+
+
+def verify(dataset: str, lists: dict[str, list[str]], any_count: bool) -> None:
+    """``DataError`` if a list is not as long as published, names an image twice, or shares one with another."""
+    for name, images in lists.items():
+        if not any_count and len(images) != PUBLISHED[dataset][name]:
+            raise DataError(
+                f"{dataset}: list {name} holds {len(images)} images, the published one {PUBLISHED[dataset][name]}; "
+                "complete the source, or accept it with --any-count"
+            )
+        if len({*images}) < len(images):
+            raise DataError(f"{dataset}: list {name} names {Counter(images).most_common(1)[0][0]} twice")
+    for one, other in combinations(lists, 2):
+        shared = sorted({*lists[one]} & {*lists[other]}) if {one, other} != {"train", "train_aug"} else []
+        if shared:
+            raise DataError(
+                f"{dataset}: {shared[0]} ({len(shared)} in all) is in {one} and in {other}; are they mixed up?"
+            )
+
+
+def begin(out: Path, sources: dict[str, Any]) -> None:
+    """Note what ``out`` is made from. Errors: ``DataError`` if it was begun from something else."""
+    path, told = out / "sources.json", json.dumps(sources, indent=1) + "\n"
+    if path.is_file() and path.read_text() != told:
+        raise DataError(f"{out} was begun from other lists or annotations; give another folder, or delete this one")
+    write_text(path, told)
+
+
+def digest(content: str | bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def link(target: Path, path: Path) -> None:
+    """A symbolic link, made once. Errors: ``DataError`` if something else is in its place."""
+    if path.is_symlink() and Path(os.readlink(path)) == target:
+        return
+    if path.is_symlink() or path.exists():
+        raise DataError(f"{path}: there already, and no link to {target}; give an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
+    """A look at every image, then lists, image labels and the manifest; returns ``out``. Errors: ``DataError``."""
+    lines = [" ".join([name, *classes]) for name, classes in sorted(labels.items())]
+    texts = {f"ImageSets/Segmentation/{name}.txt": "\n".join(images) + "\n" for name, images in lists.items()}
+    texts["image_labels.txt"] = "\n".join(lines) + "\n"
+    every = [out / "JPEGImages" / f"{name}.jpg" for name in sorted(set().union(*lists.values()))]
+    Split((), tuple(every), np.zeros((len(every), 0), bool), None, (0,)).check(masks=False)
+    told = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
+            "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
+            "sha256": {name: digest(text) for name, text in texts.items()}}  # fmt: skip
+    told["sha256"]["SegmentationClass"] = _masks_digest(out)
+    path = out / "manifest.json"
+    before = json.loads(path.read_text())["sha256"] if path.is_file() else {}
+    changed = [name for name, digest in before.items() if told["sha256"].get(name) != digest]
+    if changed:
+        raise DataError(f"{out}: {', '.join(changed)} changed since manifest.json was written; delete it to accept")
+    for name, text in texts.items():
+        write_text(out / name, text)
+    write_text(path, json.dumps(told, indent=1) + "\n")
+    return out
+
+
+def _masks_digest(out: Path) -> str:
+    """SHA-256 of all masks together."""
+    masks = hashlib.sha256()
+    for path in tqdm(sorted((out / "SegmentationClass").glob("*.png")), "checksums", unit="mask"):
+        masks.update(path.name.encode() + path.read_bytes())
+    return masks.hexdigest()

@@ -1,0 +1,96 @@
+"""A mask drawn over its image: colours of VOC's palette, contours and class names, so that colour is not all; and the
+palette, and masks written with it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation, distance_transform_cdt
+
+from bidir.atomic import write_bytes
+from bidir.method.tensors import IGNORE
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """image (H, W, 3) uint8, mask (H, W) of 0..C and 255 -> (H, W, 3) uint8.
+
+    Ignored pixels are hatched in grey. ``names`` of the C classes stand where ``named_regions`` says; (): none.
+    """
+    colour = voc_palette()[mask].astype(float)
+    pixels = image.astype(float)
+    foreground = (mask > 0) & (mask != IGNORE)
+    pixels[foreground] = 0.55 * pixels[foreground] + 0.45 * colour[foreground]
+    rows, columns = np.indices(mask.shape)
+    hatch = (mask == IGNORE) & ((rows + columns) % 6 < 2)
+    pixels[hatch] = 0.4 * pixels[hatch] + 0.6 * 160
+    contour = _contour(mask)
+    pixels[binary_dilation(contour) & ~contour] *= 0.55  # seen on snow too
+    pixels[contour] = 255
+    canvas = Image.fromarray(pixels.round().astype(np.uint8))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(10, min(mask.shape) // 14))
+    for x, y, name in named_regions(mask, names) if names else ():
+        draw.text((x, y), name, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return np.asarray(canvas)
+
+
+def named_regions(mask: np.ndarray, names: tuple[str, ...]) -> list[tuple[int, int, str]]:
+    """x, y and name for each foreground class of a mask that covers 1 % of it: at its thickest spot, off the sides
+    and clear of the names above it."""
+    height, width = mask.shape
+    found: list[tuple[int, int, str]] = []
+    spots = []
+    for index in np.unique(mask[(mask > 0) & (mask != IGNORE)]):
+        if (mask == index).mean() >= 0.01:
+            spots.append((*_thickest_spot(mask == index), names[index - 1]))
+    for x, y, name in sorted(spots, key=lambda spot: spot[1]):
+        half, line = round(0.028 * len(name) * width), round(0.09 * height)  # about half a name's width; its height
+        x = min(max(x, half), max(width - 1 - half, half))
+        near = [there for at, there, other in found if abs(x - at) < half + round(0.028 * len(other) * width)]
+        y = max([y, *(there + line for there in near if y - there < line)])
+        found.append((x, min(y, height - 1), name))
+    return found
+
+
+def _contour(mask: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour has another class (ignored pixels draw no contour)."""
+    edge = np.zeros(mask.shape, bool)
+    for axis in (0, 1):
+        here, there = np.moveaxis(mask, axis, 0)[:-1], np.moveaxis(mask, axis, 0)[1:]
+        differs = (here != there) & (here != IGNORE) & (there != IGNORE)
+        np.moveaxis(edge, axis, 0)[:-1] |= differs
+    return edge
+
+
+def _thickest_spot(region: np.ndarray) -> tuple[int, int]:
+    """x, y of a point as far from the region's outside as any, in steps to a neighbour."""
+    depth = distance_transform_cdt(np.pad(region, 1), "taxicab")
+    deepest = np.argwhere(depth == depth.max())
+    y, x = deepest[len(deepest) // 2]
+    return int(x) - 1, int(y) - 1
+
+
+def voc_palette() -> np.ndarray:
+    """VOC's 256 colours, (256, 3) uint8: bit k of the three colours comes from bits 3k.. of the id."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def save_palette_png(mask: np.ndarray, path: Path) -> None:
+    """Write a mask (H, W) uint8 as palette PNG, as VOC's masks are; atomic."""
+    image = Image.fromarray(mask)
+    image.putpalette(voc_palette().tobytes())
+    save_png(image, path)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG; atomic."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())

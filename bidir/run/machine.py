@@ -1,0 +1,65 @@
+"""The machine that a run is computed on: its device, precision, processes and trackers, and how much it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from bidir.config import ConfigError, RunConfig
+from bidir.method import distributed
+from bidir.run.preflight import check_machine
+
+
+def make_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerator:
+    """The device, precision, processes and trackers of the run. Errors: ``ConfigError`` if there is no GPU to use."""
+    check_machine(config)
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=True),  # which branch runs depends on the step
+        InitProcessGroupKwargs(timeout=distributed.PATIENCE),
+    ]
+    try:
+        accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=handlers,
+            log_with=list(config.trackers) or None, project_dir=folder,
+        )  # fmt: skip
+    except ValueError as error:  # accelerate keeps device and precision for the life of a process
+        raise ConfigError(
+            f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here; "
+            f"if an earlier run of this process used others, restart the kernel ({error})"
+        ) from error
+    if config.trackers:
+        accelerator.init_trackers("bidir")
+    return accelerator
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a run is computed on: one line that names the processor, and the threads it may use."""
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.is_file() else []
+        models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+        name = f"CPU {models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return {"hardware": name, "threads": torch.get_num_threads()}
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Largest memory of this process so far: of the GPU if there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -1,0 +1,94 @@
+"""All that is looked at before a run starts: settings against the encoder, hardware, packages, every file."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+from accelerate.tracking import get_available_trackers
+
+from bidir.config import ConfigError, DataError, RunConfig
+from bidir.data.open import open_split
+from bidir.data.split import Split, describe
+from bidir.method.encoders import entry
+
+
+def check_config(config: RunConfig) -> None:
+    """``ConfigError`` if the configuration asks of its encoder what it does not have."""
+    encoder = entry(config.encoder)
+    for name, used in (("propagation", config.propagation == "afa"), ("lambda_aff", config.lambda_aff > 0)):
+        if used and not encoder.attention:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} needs attention, which encoder = {config.encoder!r} "
+                "does not have; use a mit_* encoder, or propagation par | bsp with lambda_aff 0"
+            )
+    side = config.crop_size * min(config.seed_scales)
+    if side < encoder.smallest:
+        raise ConfigError(
+            f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of seed_scales; {config.encoder} needs "
+            f"{encoder.smallest}"
+        )
+
+
+def check_machine(config: RunConfig) -> None:
+    """``ConfigError`` if the configuration asks for a GPU or a package that is not here."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
+    lacking = {*config.trackers} - {str(tracker) for tracker in get_available_trackers()}
+    if lacking:
+        raise ConfigError(f"trackers: {sorted(lacking)[0]!r} is none of accelerate's, or its package is not installed")
+
+
+def check_processes(config: RunConfig, count: int) -> None:
+    """``ConfigError`` if ``count`` processes cannot train this run as one would."""
+    if config.processes > 1 and "RANK" in os.environ:
+        raise ConfigError(f"processes = {config.processes}, but torchrun has started its own; leave it at 1 there")
+    if config.batch_size % count:
+        raise ConfigError(
+            f"batch_size = {config.batch_size} is not divisible by {count} processes, which share it; "
+            f"set a multiple such as {config.batch_size + -config.batch_size % count}, or start another number"
+        )
+    if config.device != "cpu" and 0 < torch.cuda.device_count() < config.processes:
+        raise ConfigError(
+            f"processes = {config.processes}, but there are {torch.cuda.device_count()} GPUs; set at most as many, or "
+            "device = 'cpu'"
+        )
+    if count > 1 and config.encoder_norm == "trained" and not entry(config.encoder).attention:
+        raise ConfigError(
+            f"encoder_norm = 'trained' with encoder = {config.encoder!r}: its batch norm knows its own process alone; "
+            "set frozen, use a mit_* encoder, or one process"
+        )
+
+
+def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
+    """Look at every file that the run will open; returns the sizes of the validation images.
+
+    Errors: ``DataError``, also if every crop would be larger than the image it is cut from.
+    """
+    if train.class_names != val.class_names:
+        raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
+    shared = sorted({*train.images} & {*val.images})
+    if shared:
+        raise DataError(
+            f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; are the lists mixed up?"
+        )
+    longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
+    if config.crop_size > longest:
+        raise DataError(
+            f"crop_size = {config.crop_size} is larger than every image, even at scale_max ({longest:.0f} px); "
+            f"set crop_size to at most {int(longest)}"
+        )
+    return val.check(masks=val.masks is not None, progress=progress)
+
+
+def describe_dataset(config: RunConfig) -> None:
+    """Print counts, sizes and class balance of both parts. Errors: ``DataError`` with all that is wrong with either."""
+    problems = []
+    for part in ("train", "val"):
+        try:
+            print(f"{part}: {describe(open_split(config, part))}\n")
+        except DataError as error:
+            problems.append(f"{part}: {error}")
+    if problems:
+        raise DataError("\n".join(problems))

@@ -1,0 +1,163 @@
+"""Batches of runs: every run of a grid that is not finished, and the registry of all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from bidir.atomic import write_text
+from bidir.config import resolve
+from bidir.run.folder import RunFolder
+from bidir.study.grid import Job, check, plan, read_grid
+from bidir.study.notebooks import make_figures, notebooks_folder, write_report
+from bidir.study.registry import collect, read_registry, write_registry
+from bidir.study.workers import STOPPED, dask_cluster, local_slots
+
+
+def run_batch(
+    jobs: list[Job], slots: int = 0, cluster: str | Path | None = None, retry_failed: bool = False
+) -> pd.DataFrame:
+    """Execute every run that is not finished, each in a process of its own; returns ``plan`` as it is then.
+
+    Finished runs are not repeated, interrupted ones go on, failed ones stay so unless ``retry_failed``. A run that
+    fails leaves its reason and ends no other. Ctrl-C stops after the current checkpoints; run again to go on.
+    Args: ``slots`` runs at a time here (0: one per GPU, else per core); ``cluster`` a file that names a Dask
+    cluster instead, see ``dask_cluster``. Errors: as ``check``, before the first run.
+    """
+    by_seed = sorted(jobs, key=lambda job: job.config.seed)  # a batch cut short then holds whole comparisons
+    left = {job.folder.run_id: job for job in by_seed if _to_run(job.folder, retry_failed)}
+    check(list(left.values()), here=not cluster)
+    if not left:
+        return plan(jobs)
+    runs_dir = next(iter(left.values())).folder.path.parent
+    stop = runs_dir / f"STOP-{os.getpid()}"
+    stop.unlink(missing_ok=True)
+    try:
+        with dask_cluster(cluster) if cluster else local_slots(slots) as (executor, execute):
+            futures = {}
+            try:
+                for run_id, job in left.items():
+                    places = {"runs_dir": str(job.folder.path.parent), "data_root": str(resolve(job.config.data_root))}
+                    values = {**job.config.as_parameters(), **places}
+                    futures[executor.submit(*execute, values, str(job.folder.path), str(stop))] = run_id
+                _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
+            except KeyboardInterrupt:
+                print("\nstopping; run the same command again to go on", file=sys.stderr, flush=True)
+                write_text(stop, "")
+                for future in futures:
+                    future.cancel()
+                if cluster:
+                    _wait_for_workers(list(left.values()))
+    finally:  # the slots of this machine have ended their runs by now
+        stop.unlink(missing_ok=True)
+    return plan(jobs)
+
+
+def _wait_for_workers(jobs: list[Job]) -> None:
+    """Until no worker is at one of ``jobs``, for 30 seconds at most: the futures do not say. A worker looks for the
+    order to stop several times a second, and a run that is starting holds no lock yet."""
+    until = time.monotonic() + 30
+    time.sleep(5)
+    while any(job.folder.state() == "running" for job in jobs) and time.monotonic() < until:
+        time.sleep(0.5)
+
+
+def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
+    """Whether there is work: a run to finish, or a finished one whose notebook is to be drawn."""
+    state = folder.state()
+    return not folder.notebook.is_file() if state == "done" else state != "failed" or retry_failed
+
+
+def write_tables(jobs: list[Job], out: str | Path) -> None:
+    """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to.
+
+    Runs that ``out`` already holds as finished stay, though their folders be gone or on another machine: a run's id
+    names its configuration and its data.
+    """
+    grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
+    tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
+    if (resolve(out) / "runs.parquet").is_file():
+        before = read_registry(out)
+        done = set(before["runs"].query("state == 'done'")["run_id"]) & set(grids["run_id"])
+        kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
+        for name, table in tables.items():
+            parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
+            tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        grids.loc[grids["run_id"].isin(kept), "state"] = "done"
+    write_registry({**tables, "grids": grids}, out)
+
+
+def _outcome(future: Future, folder: RunFolder) -> str:
+    """Why a run failed, or "". That its worker died is written down here: nobody else was left to."""
+    if future.cancelled():
+        return STOPPED
+    if future.exception() is None:
+        return future.result()
+    reason = f"{type(future.exception()).__name__}: {future.exception()} (killed, or out of memory?)"
+    if not folder.done.is_file():
+        with suppress(OSError):
+            write_text(folder.failed, reason + "\n")
+    return reason
+
+
+def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
+    """Progress until all are done: a line per run at work, one for the whole with the time that remains."""
+    first = {run_id: job.folder.last_step() for run_id, job in jobs.items()}
+    steps, bars, open_futures = dict(first), {}, dict(futures)
+    iterations = sum(job.config.iterations - first[run_id] for run_id, job in jobs.items())
+    done = total - len(jobs)
+    with tqdm(total=iterations, unit="it", smoothing=0, mininterval=1, position=0) as whole:
+        while open_futures:
+            time.sleep(0.5)
+            for run_id in set(open_futures.values()):
+                step, config = jobs[run_id].folder.last_step(), jobs[run_id].config
+                if step != steps[run_id]:
+                    label = jobs[run_id].name
+                    bar = bars.get(run_id) or tqdm(total=config.iterations, desc=label, leave=False, mininterval=1)
+                    bars[run_id], steps[run_id] = bar, step
+                    bar.update(step - bar.n)
+            for future in [f for f in open_futures if f.done()]:
+                run_id = open_futures.pop(future)
+                done += 1
+                steps[run_id] = jobs[run_id].config.iterations
+                if run_id in bars:
+                    bars.pop(run_id).close()
+                facts = jobs[run_id].folder.facts()
+                score = facts.get("results", {}).get("raw/branch_s")
+                error = _outcome(future, jobs[run_id].folder)
+                outcome = f"failed: {error}" if error else f"done in {facts.get('seconds', 0):.0f} s"
+                outcome += "" if score is None else f", Branch-S {100 * score:.1f}"
+                tqdm.write(f"[{done}/{total}] {jobs[run_id].name}: {outcome} ({run_id})")
+            whole.set_description(f"{done}/{total} runs")
+            whole.n = sum(max(0, steps[run_id] - first[run_id]) for run_id in jobs)  # a run may go back a little
+            whole.refresh()
+
+
+def run_study(folder: Path) -> Path:
+    """The quick grid, its registry, figures and report, all in ``folder``; what is finished is not repeated.
+
+    Returns the report. Errors: ``ChildProcessError`` naming a run that failed.
+    """
+    jobs, report = (
+        read_grid(notebooks_folder() / "grids/quick.yaml", runs_dir=str(folder / "runs")),
+        folder / "report.html",
+    )
+    table = run_batch(jobs, retry_failed=True)
+    lacking = table[table["state"] != "done"]
+    if len(lacking):
+        first = lacking.iloc[0]
+        raise ChildProcessError(f"{first['run_id']} is {first['state']}: {first['reason']}")
+    newest = max(job.folder.done.stat().st_mtime for job in jobs)
+    if not report.is_file() or report.stat().st_mtime < newest:
+        write_tables(jobs, folder)
+        for name, outcome in make_figures(folder).items():
+            print(f"{name}: {outcome}", flush=True)
+        write_report([folder], report)
+    return report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report

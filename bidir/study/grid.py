@@ -1,0 +1,150 @@
+"""A grid file: which runs a batch has, checked as a whole before the first of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from bidir.config import ConfigError, Data, RunConfig, Scenes, resolve
+from bidir.data.open import dataset_manifest, open_split
+from bidir.method.network import DualBranchNetwork
+from bidir.run.folder import RunFolder
+from bidir.run.preflight import check_config, check_files, check_machine
+
+FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
+DATA_FIELDS = ["data_root", *(field.name for group in (Data, Scenes) for field in fields(group))]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell of a grid at one seed; two cells may share a run."""
+
+    grid: str
+    case: dict[str, Any]  # what the cell sets: its values on the grid's axes
+    config: RunConfig
+    folder: RunFolder
+
+    @property
+    def cell(self) -> str:
+        """What the cell sets, as text."""
+        return ", ".join(f"{name}={value}" for name, value in self.case.items())
+
+    @property
+    def name(self) -> str:
+        """Grid, cell and seed, as a person tells runs apart."""
+        return f"{self.grid}, {self.cell or 'all as fixed'}, seed {self.config.seed}"
+
+
+def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
+    """The jobs of a grid file, every configuration checked and every dataset opened.
+
+    The file names ``grids``, each with ``axes`` (parameter: list of values; all combinations) and/or
+    ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
+    grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``.
+    """
+    path, jobs, manifests = resolve(path), [], {}
+    content = read_yaml(path, FILE_KEYS)
+    if not isinstance(content.get("grids"), dict) or not content["grids"]:
+        raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
+    for name, grid in content["grids"].items():
+        where, first = f"{path.name}, grid {name!r}", len(jobs)
+        fixed, seeds, axes, cases = _parts(content, grid, overrides, where)
+        for case in cases:
+            for values in product(*axes.values()):
+                cell = {**case, **dict(zip(axes, values, strict=True))}
+                for seed in seeds:
+                    try:
+                        values = {**fixed, **cell, "seed": seed}
+                        config = RunConfig.from_parameters(values, content.get("preset", "study"))
+                        check_config(config)
+                    except ConfigError as error:
+                        raise ConfigError(f"{where}, {cell}: {error}") from error
+                    key = tuple(getattr(config, field) for field in DATA_FIELDS)
+                    if key not in manifests:
+                        manifests[key] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
+                    jobs.append(Job(name, cell, config, RunFolder.of(config, manifests[key])))
+        twice = Counter(job.folder.run_id for job in jobs[first:]).most_common(1)[0]
+        if twice[1] > 1:
+            raise ConfigError(f"{where}: two of its cells or seeds are one run, {twice[0]}; it would count twice")
+    return jobs
+
+
+def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> tuple[dict, list, dict, list]:
+    """A grid's fixed parameters, seeds, axes and cases. Errors: ``ConfigError``."""
+    require_keys(grid, GRID_KEYS, where)
+    seeds, axes, cases = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {}), grid.get("cases", [{}])
+    parts = [content.get("fixed", {}), grid.get("fixed", {}), axes, *(cases if isinstance(cases, list) else [cases])]
+    wrong = [part for part in parts if not isinstance(part, dict)]
+    if wrong:
+        raise ConfigError(f"{where}: {wrong[0]!r} needs to be a dictionary from parameter to value")
+    lists = {**axes, "seeds": seeds, "cases": cases}
+    wrong = [key for key, values in lists.items() if not isinstance(values, list) or not values]
+    if wrong:
+        raise ConfigError(f"{where}: {wrong[0]} = {lists[wrong[0]]!r} needs to be a list that is not empty")
+    if any("seed" in part for part in [*parts, overrides]):
+        raise ConfigError(f"{where}: seed is set by the list seeds")
+    set_here = set(axes).union(*cases) & overrides.keys()
+    if set_here:
+        raise ConfigError(f"{where}: {sorted(set_here)[0]} varies there and cannot be given for all runs")
+    return {**parts[0], **parts[1], **overrides}, seeds, axes, cases
+
+
+def plan(jobs: list[Job]) -> pd.DataFrame:
+    """One row per cell and seed: grid, case, seed, run_id, state, step, iterations, seconds, reason of a failure."""
+    rows, known = [], {}
+    for job in jobs:
+        folder = job.folder
+        if folder.run_id not in known:
+            known[folder.run_id] = {
+                "state": folder.state(), "step": folder.last_step(), "iterations": job.config.iterations,
+                "seconds": folder.facts().get("seconds"), "reason": folder.reason(),
+            }  # fmt: skip
+        rows.append({"grid": job.grid, "case": job.cell, "seed": job.config.seed, "run_id": folder.run_id,
+                     **known[folder.run_id]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def check(jobs: list[Job], here: bool = True) -> None:
+    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights,
+    and, if the runs take place ``here``, lacking hardware and packages.
+
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``.
+    """
+    data, models = {}, {}
+    for config in (job.config for job in jobs):
+        key = (*(getattr(config, f) for f in DATA_FIELDS), config.crop_size, config.scale_max)
+        data.setdefault((*key, config.supervision == "full"), config)
+        models.setdefault((config.encoder, config.encoder_weights), config)
+    for config in data.values():
+        check_files(open_split(config, "train"), open_split(config, "val"), config, progress=False)
+    for config in models.values():
+        DualBranchNetwork(config, 2)
+    for job in jobs if here else ():
+        check_machine(job.config)
+
+
+def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:
+    """A YAML file that is a dictionary of ``keys``. Errors: ``ConfigError`` that names the file."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: not YAML ({error})") from error
+    require_keys(content, keys, path.name)
+    return content
+
+
+def require_keys(content: Any, keys: set[str], where: str) -> None:
+    """``ConfigError`` if ``content`` of a YAML file is no dictionary, or has a key that is none of ``keys``."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: needs to be a dictionary with {', '.join(sorted(keys))}")
+    unknown = set(content) - keys
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(keys))}")

@@ -1,0 +1,152 @@
+"""Notebooks run by papermill: parameters checked first, output moved into place whole; and the report made of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any, TextIO
+
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from bidir.atomic import write_text
+from bidir.config import RunConfig, resolve
+from bidir.data.open import dataset_manifest, open_split
+from bidir.run.folder import RunFolder
+
+
+class NotebookError(ChildProcessError):
+    """A notebook that did not run to its end: ``kind`` of the error, and what it said."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"error in a notebook, {kind}: {message}")
+        self.kind, self.message = kind, message
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of the interpreter that asks for it, whatever others the user has; killed as soon as ``ended`` says."""
+
+    ended: Callable[[], bool] = staticmethod(lambda: False)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+    async def start_kernel(self, **options: Any) -> None:
+        await super().start_kernel(**options)
+        Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while self.has_kernel:
+            if self.ended():
+                with suppress(ProcessLookupError, AttributeError):
+                    os.killpg(self.provisioner.pid, signal.SIGKILL)
+                return
+            time.sleep(0.3)
+
+
+def run_notebook(
+    name: str,
+    parameters: dict[str, Any],
+    output: Path,
+    log: TextIO | None = None,
+    ended: Callable[[], bool] = OwnKernel.ended,
+) -> None:
+    """Execute ``notebooks/<name>.ipynb`` with ``parameters``; its progress bars go to ``log`` (standard error).
+
+    Errors: ``NotebookError`` if a cell fails, the kernel dies or ``ended`` ends it; the notebook up to there is kept
+    beside ``output`` under the name ``*.failed.ipynb``.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft, source = output.with_suffix(".failed.ipynb"), notebooks_folder() / f"{name}.ipynb"
+    kernel = type("Kernel", (OwnKernel,), {"ended": staticmethod(ended)})
+    try:
+        papermill.execute_notebook(
+            source, draft, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False,
+            stderr_file=log or sys.stderr, kernel_manager_class=kernel,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise NotebookError(error.ename, error.evalue) from error
+    except (DeadKernelError, RuntimeError) as error:  # the latter if it dies while it starts
+        raise NotebookError(type(error).__name__, "its kernel died (killed, or out of memory)") from error
+    draft.replace(output)
+
+
+def notebooks_folder() -> Path:
+    """The notebooks of the project one stands in, or of the one this package belongs to."""
+    here = resolve("notebooks")
+    return here if here.is_dir() else Path(__file__).parents[2] / "notebooks"
+
+
+def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
+    """One run: ``10_train`` executed by papermill, the executed notebook kept in the run's folder.
+
+    Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails. A finished
+    run returns at once.
+    """
+    config = RunConfig.from_parameters(parameters, preset)
+    folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
+    if not (folder.done.is_file() and folder.notebook.is_file()):
+        run_notebook("10_train", config.as_parameters(), folder.notebook)
+    return folder.path
+
+
+def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
+    """Execute the figure notebooks (those whose name starts with ``only``) on a registry; what became of each.
+
+    Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run", and what
+    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.
+    """
+    outcomes = {}
+    for source in sorted(notebooks_folder().glob(f"{only or '3'}*.ipynb")):
+        name, known = source.stem, papermill.inspect_notebook(source)
+        given = {"results": str(results), **{key: value for key, value in parameters.items() if key in known}}
+        with TemporaryDirectory() as folder:
+            try:
+                run_notebook(name, given, Path(folder) / "out.ipynb")
+                outcomes[name] = "written"
+            except NotebookError as error:
+                lacking = error.kind == "LookupError"
+                outcomes[name] = f"not run: {error.message}" if lacking else f"failed: {error.kind}: {error.message}"
+                for kind in ("figures/fig", "tables/table") if lacking else ():
+                    forget(resolve(results) / f"{kind}{name[1]}[_a-z]*")
+    return outcomes
+
+
+def forget(stem: Path) -> None:
+    """Remove what was drawn of a figure or table before, since its runs are lacking now."""
+    for old in stem.parent.glob(f"{stem.name}.*"):
+        old.unlink()
+
+
+def write_report(results: list[str | Path], html: Path) -> None:
+    """``40_report`` over one or more registries with their figures, as one HTML file."""
+    with TemporaryDirectory() as folder:
+        run_notebook("40_report", {"results": [str(path) for path in results]}, Path(folder) / "report.ipynb")
+        write_html(Path(folder) / "report.ipynb", html)
+
+
+def write_html(notebook: Path, html: Path) -> None:
+    """An executed notebook as one HTML file that loads nothing: figures embedded, code left out."""
+    settings = Config()
+    settings.HTMLExporter.exclude_input = True
+    settings.HTMLExporter.exclude_input_prompt = settings.HTMLExporter.exclude_output_prompt = True
+    settings.HTMLExporter.mathjax_url = settings.HTMLExporter.require_js_url = ""
+    settings.HTMLExporter.jquery_url = settings.HTMLExporter.mermaid_js_url = ""
+    settings.TagRemovePreprocessor.enabled = True
+    settings.TagRemovePreprocessor.remove_cell_tags = ("parameters", "injected-parameters")
+    body, _ = HTMLExporter(config=settings).from_filename(str(notebook))
+    write_text(html, body)

@@ -1,0 +1,99 @@
+"""Pictures of images and the maps made of them, as overlays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from bidir.config import RunConfig
+from bidir.data.loader import TrainingCrops, WholeImages, collate
+from bidir.data.open import open_split
+from bidir.data.overlay import draw_overlay, named_regions
+from bidir.data.split import Split
+from bidir.method.tensors import nearest
+from bidir.run.checkpoint import load_network
+from bidir.run.evaluation import predict_maps
+from bidir.study.figures import MAP_TITLES, PAGE, SHOWN, Maps
+
+OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
+
+
+def plot_samples(config: RunConfig, count: int = 8) -> Figure:
+    """Training crops as the network gets them, with image labels and the box of the true image."""
+    split = open_split(config, "train")
+    crops = TrainingCrops(split, config)
+    figure, axes = plt.subplots(1, count, figsize=(PAGE, PAGE / count + 0.3))
+    for axis, index in zip(axes, np.linspace(0, len(split) - 1, count).astype(int), strict=True):
+        crop = crops[0, int(index)]
+        axis.imshow(crop.image[0].permute(1, 2, 0).byte().numpy())
+        top, left, bottom, right = crop.box[0].tolist()
+        axis.add_patch(
+            plt.Rectangle((left, top), right - left - 1, bottom - top - 1, fill=False, color="white", lw=0.8)
+        )
+        names = [name for name, there in zip(split.class_names, split.labels[index], strict=True) if there]
+        axis.set_title("\n".join(names), fontsize=6.5, loc="center")
+        axis.axis("off")
+    return figure
+
+
+def plot_qualitative(
+    checkpoint: Path, images: list[int], maps: Maps = SHOWN, part: str = "val", **where: str
+) -> Figure:
+    """Rows: images of ``part``; columns: image, mask, then ``maps`` (protocol, name) of a checkpoint.
+
+    ``where`` may override configuration fields such as ``data_root``.
+    """
+    split, masks = predicted_masks(checkpoint, images, maps, part, **where)
+    named = [name for _, name in maps]
+    titles = {key: MAP_TITLES[key[1]] + (f", {key[0]}" if named.count(key[1]) > 1 else "") for key in maps}
+    return draw_masks(split, images, {titles[key]: made for key, made in masks.items()})
+
+
+def predicted_masks(
+    checkpoint: Path, images: list[int], maps: Maps, part: str = "val", **where: str
+) -> tuple[Split, dict[tuple[str, str], dict[int, np.ndarray]]]:
+    """The images of ``part``, and per (protocol, map) and image the mask (H, W) uint8 of 0..C, 255 = ignored."""
+    network, config, _ = load_network(checkpoint)
+    split = open_split(config.replace(**where), part)
+    masks: dict[tuple[str, str], dict[int, np.ndarray]] = {key: {} for key in maps}
+    for i in images:
+        batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])
+        wanted = {protocol: {name for p, name in maps if p == protocol} for protocol, _ in maps}
+        for key, labels in predict_maps(network, batch, config, wanted).items():
+            masks[key][i] = nearest(labels, split.read_image(i).shape[:2])[0].to(torch.uint8).numpy()
+    return split, masks
+
+
+def draw_masks(
+    split: Split, images: list[int], masks: dict[str, dict[int, np.ndarray]], rows: list[str] | None = None
+) -> Figure:
+    """Rows: images of ``split``; columns: image, true mask if there is one, then ``masks`` by title, as overlays."""
+    truth = {"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}
+    columns: dict[str, dict[int, np.ndarray]] = {"image": {i: split.read_image(i) for i in images}}
+    drawn = {**truth, **masks}
+    for title, made in drawn.items():
+        columns[title] = {i: draw_overlay(split.read_image(i), made[i], names=()) for i in images}
+    heights = [columns["image"][i].shape[0] / columns["image"][i].shape[1] for i in images]
+    width = PAGE / len(columns)
+    figure, axes = plt.subplots(
+        len(images), len(columns), figsize=(PAGE, width * sum(heights) + 0.4), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
+    for row, i in enumerate(images):
+        for axis, (title, pictures) in zip(axes[row], columns.items(), strict=True):
+            axis.imshow(pictures[i], interpolation="lanczos")
+            for x, y, name in named_regions(drawn[title][i], split.class_names) if title in drawn else ():
+                axis.text(x, y, name, color="white", fontsize=6, ha="center", va="center", path_effects=OUTLINE)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if row == 0:
+                axis.set_title(title, fontsize=6.5, loc="center")
+        if rows:
+            axes[row, 0].set_ylabel(rows[row], fontsize=6.5)
+    return figure

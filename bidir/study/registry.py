@@ -1,0 +1,118 @@
+"""The registry: four tidy tables of all runs of a batch, rebuilt from run folders at any time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from bidir.atomic import write_bytes, write_text
+from bidir.config import FIELDS, MACHINE_FIELDS, resolve
+from bidir.parameters import meaning
+from bidir.run.folder import RunFolder
+
+SETTINGS = [name for name in FIELDS if name not in MACHINE_FIELDS]
+FACTS = {
+    "state": "done | failed | interrupted", "reason": "why a failed run ended",
+    "evaluated_on": "list of the images scored", "train_images": "count", "val_images": "count",
+    "seconds": "training with its validations, without the final evaluation",
+    "seconds_per_step": "seconds / iterations",
+    "peak_memory_mib": "largest memory, MiB: of the GPU, else resident", "hardware": "processor",
+    "threads": "of a run",
+    "python": "version", "torch": "version", "git_commit": "of the code", "git_dirty": "whether it was changed",
+    "earlier_commits": "code of the iterations before a resume, if other",
+    "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
+    "config": "JSON of all parameters",
+}  # fmt: skip
+WHOLE = [name for name in SETTINGS if FIELDS[name].annotation is int]
+WHOLE += ["train_images", "val_images", "peak_memory_mib", "threads"]
+SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
+    "runs": {"run_id": "key of all tables", **FACTS, **{name: meaning(name) for name in SETTINGS}},
+    "per_class": {
+        "run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
+        "map": "cam, seed, y_c, y_s, branch_c, branch_s, or agreement (Branch-S scored against Branch-C)",
+        "class": "background, each class, or mean: unweighted mean over the classes",
+        "iou": "0..1 over the whole validation list; of class mean: mIoU", "precision": "0..1", "recall": "0..1",
+        "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count",
+    },
+    "per_step": {
+        "run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
+        "name": "train: loss terms, grad_norm, lr, c2s_share and s2c_share (pixels that Y_c labels, that Y_s labels as "
+        "foreground); val: protocol/map is mIoU, protocol/map/precision, protocol/map/coverage",
+        "value": "0..1, or a loss",
+    },
+    "per_image": {
+        "run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
+        "true": "pixels of the class", "predicted": "pixels predicted as the class",
+    },
+    "grids": {"grid": "name in the grid file", "case": "what the cell sets", "seed": "", "run_id": "", "state": "now"},
+}  # fmt: skip
+
+
+def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
+    """The tables ``runs``, ``per_class``, ``per_step`` and ``per_image`` of run folders, as ``SCHEMA`` says.
+
+    Folders of runs that have not started are left out; the last three tables hold finished runs.
+    """
+    parts: dict[str, list] = {name: [] for name in ("per_class", "per_step", "per_image")}
+    runs = []
+    for folder in map(RunFolder, paths):
+        facts, reason = folder.facts(), folder.reason()
+        state = "done" if folder.done.is_file() else "failed" if reason else "interrupted"
+        if facts or reason:  # without facts it failed before its first iteration
+            settings = {name: facts["config"][name] for name in SETTINGS} if facts else {}
+            row = {"run_id": folder.run_id, **facts, **settings, "state": state, "reason": reason,
+                   "torch": facts.get("versions", {}).get("torch"), "classes_all": facts.get("classes"),
+                   "config": json.dumps(settings) if facts else None}  # fmt: skip
+            runs.append({name: _plain(row.get(name)) for name in SCHEMA["runs"]})
+        if state == "done":
+            rows = pd.DataFrame(folder.rows()).melt(["step", "kind"], var_name="name").dropna(subset="value")
+            for name, table in {**folder.scores()._asdict(), "per_step": rows}.items():
+                parts[name].append(table.assign(run_id=folder.run_id)[list(SCHEMA[name])])
+    empty = {name: pd.DataFrame(columns=list(SCHEMA[name])) for name in parts}
+    joined = {name: pd.concat(part, ignore_index=True) if part else empty[name] for name, part in parts.items()}
+    return {"runs": pd.DataFrame(runs, columns=list(SCHEMA["runs"])), **joined}
+
+
+def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
+    """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
+    counts = {"runs": tables["runs"].astype(dict.fromkeys(WHOLE, "Int64"))}  # also where an unfinished run has none
+    for name, table in {**tables, **counts}.items():
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        write_bytes(resolve(out) / f"{name}.parquet", buffer.getvalue())
+        text = table.to_csv(index=False, float_format="%.6g").encode()
+        if name == "per_image":
+            write_bytes(resolve(out) / f"{name}.csv.gz", gzip.compress(text, mtime=0))
+        else:
+            write_bytes(resolve(out) / f"{name}.csv", text)
+    lines = [f"## {name}\n\n" + "".join(f"- `{c}`: {m}\n" if m else f"- `{c}`\n" for c, m in columns.items())
+             for name, columns in SCHEMA.items()]  # fmt: skip
+    write_text(resolve(out) / "SCHEMA.md", "# Tables of this registry\n\n" + "\n".join(lines))
+
+
+def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
+    """The tables in ``path``. Errors: ``FileNotFoundError`` that says how to make them."""
+    missing = [name for name in SCHEMA if not (resolve(path) / f"{name}.parquet").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path}: no {missing[0]}.parquet; `bidir sweep GRID --out {path}` writes it")
+    return {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
+
+
+def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class") -> pd.DataFrame:
+    """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``.
+
+    Errors: ``LookupError`` if no run of the grid is finished.
+    """
+    cells = tables["grids"].query("grid == @grid")[["run_id", "case"]]
+    found = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")
+    if found.empty:
+        raise LookupError(f"grid {grid!r} holds no finished run; name it in the grid file and run bidir sweep")
+    return found
+
+
+def _plain(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
