@@ -3,57 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
-
+from bidir.checked import ConfigError, DataError, Names, Scales, WeightsError, at, settings, unknown_name  # noqa: F401
 from bidir.presets import PRESETS
 
-
-class ConfigError(ValueError):
-    """A parameter that does not exist, has the wrong type, or has a value that cannot work."""
-
-
-class DataError(ValueError):
-    """Something in a dataset that cannot be used; the message names it and the fix."""
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be had or do not fit; the message says which keys and shapes."""
-
-
-Group = TypeVar("Group", bound=type)
-AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # papermill gives lists
-Names = Annotated[tuple[str, ...], AS_TUPLE]
-Scales = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AS_TUPLE]
 Loss = Literal["bce", "ce"]
-
-
-def settings(cls: Group) -> Group:
-    """``cls`` as a frozen dataclass of checked values: strict types, no unknown names, no NaN; else ``ConfigError``."""
-    made = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(
-        cls
-    )
-    checked = made.__init__
-
-    def check(self: Any, **values: Any) -> None:
-        try:
-            checked(self, **values)
-        except ValidationError as error:
-            raise _config_error(error, [field.name for field in dataclasses.fields(made)]) from None
-
-    made.__init__ = check
-    return made
-
-
-def at(default: Any, meaning: str, **bounds: float) -> Any:
-    """A field: its default, what it means, and its bounds (``ge``, ``le``, ``gt``)."""
-    return Field(default, description=meaning, **bounds)
 
 
 @settings
@@ -92,7 +50,9 @@ class Supervision:
     threshold_high: float = at(0.55, "par and afa: foreground where it beats this background score")
     threshold_low: float = at(0.35, "and background where it loses to this one; ignored between")
     threshold_cam: float = at(0.45, "background score when a raw CAM is evaluated")
-    seed_scales: Scales = at((1.0, 0.5, 1.5), "scales of the multi-scale CAM, each with its flip")
+    teacher_scales: Scales = at((1.0,), "scales of the maps that teach; (1.0,) without flip: the training pass's own")
+    teacher_flip: bool = at(False, "whether each scale is passed mirrored too")
+    warm_branch_s: bool = at(False, "decode Branch-S with weight 0 before c2s_start, as the reference does")
 
 
 @settings
@@ -127,6 +87,7 @@ class Augment:
     crop_size: int = at(160, "side of a training crop, pixels", ge=32)
     scale_min: float = at(1.0, "random scale, drawn uniformly from", ge=0.05)
     scale_max: float = at(2.0, "scale_min .. scale_max")
+    padding: Literal["mean", "black"] = at("mean", "colour around an image smaller than its crop; reference: black")
     color_jitter: float = at(0.0, "brightness, contrast and saturation changed by up to this share", ge=0, le=1)
 
 
@@ -137,7 +98,9 @@ class Evaluation:
     eval_every: int = at(150, "iterations between validations; 0: only at the end", ge=0)
     eval_images: int = at(64, "images of a validation on the way; the final one takes all", ge=0)
     eval_size: int = at(256, "longest side of an evaluated image, pixels; 0: as it is", ge=0)
+    seed_scales: Scales = at((1.0, 0.5, 1.5), "scales of the evaluated seeds, each with its flip")
     eval_scales: Scales = at((1.0, 0.5, 0.75), "scales of the multi-scale + flip protocol")
+    crf_probabilities: Literal["loss", "softmax", "sigmoid"] = at("loss", "P_s for the CRF; loss: as c2s_loss says")
     log_every: int = at(10, "iterations between logged rows", ge=1)
 
 
@@ -165,6 +128,7 @@ class Machine:
     images_per_pass: int = at(0, "images a process takes at once, to save memory; 0: its whole share", ge=0)
     num_workers: int = at(0, "loader processes; any number gives the same batches", ge=0)
     checkpoint_every: int = at(100, "iterations between checkpoints", ge=1)
+    compile: bool = at(False, "compile the network: pays off on a GPU, in runs of hours")
     trackers: Names = at((), "also log to these of accelerate's: tensorboard, wandb, mlflow, ...")
 
 
@@ -180,7 +144,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
             raise ConfigError(f"scale_max = {self.scale_max} is below scale_min = {self.scale_min}")
         if self.threshold_low > self.threshold_high:
             raise ConfigError(f"threshold_low = {self.threshold_low} is above threshold_high = {self.threshold_high}")
-        for name in ("seed_scales", "eval_scales"):
+        for name in ("teacher_scales", "seed_scales", "eval_scales"):
             if 1.0 not in getattr(self, name):
                 raise ConfigError(f"{name} = {getattr(self, name)}: needs 1.0 among the scales")
         if self.propagation == "afa" and self.lambda_aff == 0:
@@ -200,8 +164,9 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
 
     @classmethod
     def from_stored(cls, values: dict[str, Any]) -> RunConfig:
-        """A configuration as it was written down, also by older code: what has gone since is left out."""
-        return cls(**{name: value for name, value in values.items() if name != "tensorboard"})
+        """A configuration as it was written down, also by older code: what has gone since is left out, what has come
+        gets the value under which that code computed."""
+        return cls(**{name: value for name, value in with_older(values).items() if name != "tensorboard"})
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with some fields changed, checked again."""
@@ -214,6 +179,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
     def identity(self) -> dict[str, Any]:
         """The fields that decide what a run computes: all but those of the machine."""
         kept = {name: value for name, value in vars(self).items() if name not in MACHINE_FIELDS}
+        kept["revision"] = REVISION
         return kept | ({"images_per_pass": self.images_per_pass} if self.images_per_pass else {})  # means over a pass
 
     def run_id(self, manifest: str) -> str:
@@ -224,8 +190,16 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         return f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
 
+REVISION = 1  # of what is computed: raised by whatever changes numbers without a setting
 FIELDS = RunConfig.__pydantic_fields__  # name -> annotation, default, description (its meaning)
 MACHINE_FIELDS = frozenset(Machine.__pydantic_fields__)
+
+
+def with_older(values: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings of any age, all fields; before ``teacher_scales`` the evaluated seeds taught, mirrored too."""
+    if "teacher_scales" not in values and "seed_scales" in values:
+        values = {**values, "teacher_scales": values["seed_scales"], "teacher_flip": True}
+    return {**{name: field.default for name, field in FIELDS.items()}, **values}
 
 
 def resolve(path: str | Path) -> Path:
@@ -233,34 +207,3 @@ def resolve(path: str | Path) -> Path:
     here = Path.cwd()
     roots = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "bidir").is_dir())
     return next(roots, here) / Path(path).expanduser()
-
-
-def unknown_name(name: str, names: list[str]) -> ConfigError:
-    """The error for a name that is none of ``names``, with the likeliest of them."""
-    match = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {match[0]!r}?" if match else f"; there are {', '.join(names)}"
-    return ConfigError(f"no parameter is called {name!r}{hint}")
-
-
-def _config_error(error: ValidationError, names: list[str]) -> ConfigError:
-    """The first mistake that pydantic found, as one line that names the value and the fix."""
-    first = error.errors(include_url=False)[0]
-    kind, value, context = first["type"], first["input"], first.get("ctx", {})
-    where = "".join(str(part) if not i else f"[{part}]" for i, part in enumerate(first["loc"]))
-    if kind == "value_error":  # raised by a check across fields
-        return context["error"]
-    if kind == "unexpected_keyword_argument":
-        return unknown_name(where, names)
-    if kind.endswith("_type"):
-        hint = ""
-        if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type"):
-            hint = "; write it without quotes, and 1e-4 as 1.0e-4 (YAML reads the first as a string)"
-        return ConfigError(
-            f"{where} = {value!r} is a {type(value).__name__}, needs a {kind.removesuffix('_type')}{hint}"
-        )
-    needs = {
-        "literal_error": "choose {expected}", "greater_than_equal": "needs to be at least {ge}",
-        "less_than_equal": "needs to be at most {le}", "greater_than": "needs to be above {gt}",
-        "finite_number": "needs to be a finite number",
-    }.get(kind, first["msg"].replace("{", "{{").replace("}", "}}"))  # fmt: skip
-    return ConfigError(f"{where} = {value!r}: {needs.format(**context)}")

@@ -22,7 +22,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop_size": 512, "scale_min": 0.5, "scale_max": 2.0, "iterations": 20000, "batch_size": 4,
         "learning_rate": 6e-5, "warmup_iterations": 1500, "lambda_aff": 0.1, "c2s_start": 2000, "s2c_start": 2000,
         "propagation_start": 4000, "eval_every": 2000, "eval_images": 0, "eval_size": 512,
-        "log_every": 50, "checkpoint_every": 1000, "num_workers": 4, "grad_clip": 0.0,
+        "log_every": 50, "checkpoint_every": 1000, "num_workers": 4, "grad_clip": 0.0, "mixed_precision": "bf16",
+        "teacher_scales": (1.0, 0.5, 1.5), "teacher_flip": True, "warm_branch_s": True, "padding": "black",
+        "seed_scales": (1.0, 0.5, 0.75), "crf_probabilities": "softmax",
     },
 }  # fmt: skip
 COCO = {"data_root": "data/COCO2014", "train_list": "train", "eval_images": 1000}

@@ -118,6 +118,7 @@ def segment(
         if not labels_given:
             batch.label = _predicted_labels(network, batch)
             labels[index] = batch.label[0].cpu() > 0
+            batch.most = int(labels[index].sum())
         prediction = predict_maps(network, batch, config, {protocol: {map_name}})[protocol, map_name]
         pixels = split.read_image(index)
         mask = nearest(prediction, pixels.shape[:2])[0].cpu().numpy().astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from bidir.config import Augment, RunConfig
 from bidir.data.split import Split
 from bidir.method.tensors import IGNORE, Batch
 
-PADDING = (124, 116, 104)  # mean colour of ImageNet
+PADDING = {"mean": (124, 116, 104), "black": (0, 0, 0)}  # the mean is ImageNet's
 
 
 class TrainingCrops(Dataset):
@@ -55,7 +56,7 @@ def augment(
         image = TF.adjust_brightness(image, float(jitter[0]))
         image = TF.adjust_contrast(image, float(jitter[1]))
         image = TF.adjust_saturation(image, float(jitter[2]))
-    crop = cut(image, torch.tensor(PADDING), InterpolationMode.BILINEAR)
+    crop = cut(image, torch.tensor(PADDING[config.padding]), InterpolationMode.BILINEAR)
     if mask is not None:
         mask = cut(mask, torch.tensor([IGNORE]), InterpolationMode.NEAREST)[0].long()
     return crop, mask, torch.tensor([y, x, y + y_size, x + x_size])
@@ -117,15 +118,14 @@ def _single(
     split: Split, index: int, image: UInt8[Tensor, "3 H W"], box: Int[Tensor, "4"], mask: Int[Tensor, "H2 W2"] | None
 ) -> Batch:
     """A batch of one image."""
-    label = torch.from_numpy(split.labels[index]).float()
-    return Batch(
-        image.float()[None], label[None], box[None], None if mask is None else mask[None], torch.tensor([index])
-    )
+    label, most = torch.from_numpy(split.labels[index]).float(), max(1, int(split.labels[index].sum()))
+    mask = None if mask is None else mask[None]
+    return Batch(image.float()[None], label[None], box[None], mask, torch.tensor([index]), most)
 
 
 def _fit(shape: tuple[int, int], longest: int) -> tuple[int, int]:
     scale = longest / max(shape)
-    return round(shape[0] * scale), round(shape[1] * scale)
+    return int(shape[0] * scale), int(shape[1] * scale)
 
 
 def same_size_batches(sizes: np.ndarray, batch_size: int) -> list[list[int]]:
@@ -139,12 +139,13 @@ def same_size_batches(sizes: np.ndarray, batch_size: int) -> list[list[int]]:
 
 def collate(samples: list[Batch]) -> Batch:
     """Batches as one."""
-    values = zip(*(vars(sample).values() for sample in samples), strict=True)
-    return Batch(*(None if parts[0] is None else torch.cat(parts) for parts in values))
+    joined = {name: torch.cat([getattr(sample, name) for sample in samples]) for name in samples[0].tensors()}
+    return replace(samples[0], **joined, most=max(sample.most for sample in samples))
 
 
 def make_loader(dataset: Dataset, batches: object, num_workers: int) -> DataLoader:
     """A loader over given batches of keys; no randomness of its own."""
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=torch.Generator()
-    )
+        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(), persistent_workers=num_workers > 0,
+    )  # fmt: skip

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from bidir.method.network import DualBranchNetwork, Outputs
+from bidir.method.network import DualBranchNetwork, Outputs, evaluating
 from bidir.method.tensors import Batch, box_mask, min_max, rescale, resize
 
 Passes = dict[float, Outputs]  # by scale; of 2 B images where the mirrored ones follow
@@ -36,18 +34,6 @@ def needed(scales: tuple[float, ...], flip: bool, propagation: str = "", branch_
     every = frozenset(scales) | decoded
     walked = frozenset({max(scales)} if propagation == "afa" else ())
     return Needed(every, every if flip else frozenset(), decoded, walked)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside: no dropout, batch-norm statistics untouched."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        network.train(training)
 
 
 def multi_scale_pass(network: DualBranchNetwork, image: Float[Tensor, "B 3 H W"], asked: Needed) -> Passes:

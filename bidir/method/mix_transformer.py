@@ -20,7 +20,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 HEADS = (1, 2, 5, 8)
 SR_RATIOS = (8, 4, 2, 1)
-EPS = 1e-6
+EPS, REDUCED_EPS = 1e-6, 1e-5  # of layer norms; the latter in patch embeddings and on reduced keys
 
 
 class Attention(nn.Module):
@@ -32,11 +32,11 @@ class Attention(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio)
-            self.norm = nn.LayerNorm(dim, eps=EPS)
+            self.norm = nn.LayerNorm(dim, eps=REDUCED_EPS)
         self.sr_ratio = sr_ratio
 
     def forward(self, x: Tokens, size: tuple[int, int], keep: bool) -> tuple[Tokens, Scores | None]:
-        """Tokens -> tokens mixed by attention and, if ``keep``, that attention before its softmax."""
+        """Tokens -> tokens mixed by attention and, if ``keep``, q k^T: before scale and softmax."""
         batch, tokens, dim = x.shape
         q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
         source = x
@@ -46,8 +46,8 @@ class Attention(nn.Module):
         k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attention = None
         if keep:  # the map is needed: compute it once and use it
-            attention = q @ k.transpose(-2, -1) * self.scale
-            mixed = attention.softmax(-1) @ v
+            attention = q @ k.transpose(-2, -1)
+            mixed = (attention * self.scale).softmax(-1) @ v
         else:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim)), attention
@@ -94,7 +94,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, channels: int, dim: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, kernel, stride, padding=kernel // 2)
-        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.norm = nn.LayerNorm(dim, eps=REDUCED_EPS)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Tokens, tuple[int, int]]:
         x = self.proj(x)
@@ -148,7 +148,7 @@ class MixTransformer(nn.Module):
     def forward(
         self, image: Float[Tensor, "B 3 H W"], attention: bool = False
     ) -> tuple[list[Float[Tensor, "B _ _ _"]], Float[Tensor, "B 16 N N"] | None]:
-        """Features, and if asked the pre-softmax attention of stage 4's last two blocks."""
+        """Features, and if asked q k^T of stage 4's last two blocks."""
         x, features, kept = (image - self.mean) / self.std, [], []
         for stage in self.stages:
             x, kept = stage(x, keep=2 if attention and stage is self.stages[-1] else 0)

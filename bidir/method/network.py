@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,18 @@ from bidir.method.tensors import resize
 
 WIDTH = 256  # channels of the decoder
 NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside: no dropout, batch-norm statistics untouched."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
 
 
 class Outputs(NamedTuple):
@@ -53,6 +67,7 @@ class SegmentationBranch(nn.Module):
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(dim, WIDTH, 1) for dim in dims)
         self.fuse = nn.Conv2d(WIDTH * len(dims), WIDTH, 1, bias=False)
+        nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
         self.norm = SynchronisedNorm(WIDTH)
         self.dropout = nn.Dropout2d(0.1)
         self.predict = nn.Conv2d(WIDTH, num_classes + 1, 1)
@@ -70,11 +85,12 @@ class SegmentationBranch(nn.Module):
 
 
 class AffinityHead(nn.Module):
-    """Attention before softmax, symmetrised, mixed over heads by a learned 1x1 convolution, sigmoid."""
+    """Attention before scale and softmax, symmetrised, mixed over heads by a learned 1x1 convolution, sigmoid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.mix = nn.Conv2d(channels, 1, 1)
+        nn.init.kaiming_normal_(self.mix.weight, a=5**0.5, mode="fan_out")
 
     def forward(self, attention: Float[Tensor, "B heads N N"]) -> Float[Tensor, "B N N"]:
         return self.mix(attention + attention.transpose(2, 3)).squeeze(1).sigmoid()
@@ -95,13 +111,23 @@ class DualBranchNetwork(nn.Module):
         for parameter in self._norm_parameters():
             parameter.requires_grad_(not self.norm_frozen)  # so that they take no part in gradient clipping
 
-    def forward(self, image: Float[Tensor, "B 3 H W"], segmentation: bool = True, affinity: bool = False) -> Outputs:
-        """image: RGB in 0..255. What is not asked for is not computed and stays None."""
+    def forward(
+        self,
+        image: Float[Tensor, "B 3 H W"],
+        segmentation: bool = True,
+        affinity: bool = False,
+        observed: bool = False,
+    ) -> Outputs:
+        """image: RGB in 0..255. What is not asked for is not computed and stays None. ``observed``: Branch-S only to be
+        looked at, by no loss: in eval mode, without gradient."""
         features, attention = self.encoder(image, attention=affinity and self.affinity is not None)
         class_logits, cam_logits = self.classification(features[-1])
         if segmentation and self.object_aware_decoding:
             features = [feature * object_map(cam_logits, feature.shape[-2:]) for feature in features]
-        segmentation_logits = self.segmentation(features) if segmentation else None
+        segmentation_logits = self.segmentation(features) if segmentation and not observed else None
+        if segmentation and observed:
+            with evaluating(self.segmentation):
+                segmentation_logits = self.segmentation([feature.detach() for feature in features])
         relation = None if attention is None else self.affinity(attention)
         return Outputs(class_logits, cam_logits, segmentation_logits, relation)
 

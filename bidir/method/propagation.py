@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor
 from bidir.config import Supervision
 from bidir.method.maps import SeedMaps
 from bidir.method.par import PAR
-from bidir.method.tensors import IGNORE, Batch, box_mask, resize
+from bidir.method.tensors import IGNORE, Batch, box_mask, box_on_grid, resize
 
 RADIUS = 8  # tokens, in each direction
 
 
-@lru_cache(maxsize=4)  # one entry per image size
 def radius_mask(height: int, width: int, device: torch.device) -> Bool[Tensor, "N N"]:
     """Which pairs of tokens lie at most ``RADIUS`` rows and ``RADIUS`` columns apart; N = height * width."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
@@ -40,8 +38,8 @@ class Present(NamedTuple):
     filled: Bool[Tensor, "B K"]  # False where an image has fewer than K
 
     @classmethod
-    def of(cls, label: Float[Tensor, "B C"]) -> Present:
-        count = max(1, int(label.sum(1).max()))
+    def of(cls, label: Float[Tensor, "B C"], count: int) -> Present:
+        """``count``: K, as many classes as an image of the batch shows at most."""
         filled, index = label.sort(dim=1, descending=True, stable=True)
         return cls(index[:, :count], filled[:, :count] > 0)
 
@@ -57,15 +55,22 @@ class Present(NamedTuple):
         return value, classes.gather(1, slot.flatten(1)).view_as(slot)
 
 
+def refinement(batch: Batch, config: Supervision) -> PAR:
+    """PAR for a batch, at half its resolution."""
+    full = tuple(batch.image.shape[-2:])
+    half = (full[0] // 2, full[1] // 2)
+    return PAR(resize(batch.image, half), box_on_grid(batch.box, full, half), config.par_normalized)
+
+
 class Propagator:
     """Makes Y_c for a batch from its maps; the work that the propagations share is done once."""
 
-    def __init__(self, maps: SeedMaps, batch: Batch, config: Supervision) -> None:
-        self.maps, self.config, self.size = maps, config, tuple(batch.image.shape[-2:])
-        self.present = Present.of(batch.label)
+    def __init__(self, maps: SeedMaps, batch: Batch, config: Supervision, par: PAR) -> None:
+        self.maps, self.config, self.par, self.size = maps, config, par, tuple(batch.image.shape[-2:])
+        self.present = Present.of(batch.label, batch.most)
         self.cam = self.present.take(maps.cam)
-        self.par = PAR(resize(batch.image, maps.cam.shape[-2:]), config.par_normalized)
         self.outside = ~box_mask(batch.box, self.size, self.size)
+        self.bsp: tuple[Tensor, Tensor] | None = None  # value and class, however many thresholds look at them
 
     def __call__(self, kind: str, decided: bool = False) -> Int[Tensor, "B H W"]:
         """Pseudo-label 0..C, 255 = ignore. ``decided`` leaves no pixel of the true image ignored:
@@ -79,8 +84,10 @@ class Propagator:
 
     def _background_aware(self, sigma: float) -> Int[Tensor, "B H W"]:
         """BSP: Branch-S's background map beside the CAM, PAR, argmax; ignored below ``sigma``."""
-        scores = torch.cat([self.maps.background, self.cam], 1)
-        value, label = self.present.decide(resize(self.par(scores), self.size))
+        if self.bsp is None:
+            scores = torch.cat([self.maps.background, self.cam], 1)
+            self.bsp = self.present.decide(resize(self.par(scores), self.size))
+        value, label = self.bsp
         return label.masked_fill(value < sigma, IGNORE)
 
     def _two_thresholds(self, thresholds: tuple[float, ...], walk: bool) -> Int[Tensor, "B H W"]:
@@ -106,10 +113,9 @@ class Propagator:
 
 
 def raw_seed(
-    cam: Float[Tensor, "B C h w"], label: Float[Tensor, "B C"], threshold: float, size: tuple[int, int]
+    cam: Float[Tensor, "B C h w"], present: Present, threshold: float, size: tuple[int, int]
 ) -> Int[Tensor, "B H W"]:
     """The CAM itself as a segmentation: the strongest present class, background below ``threshold``."""
-    present = Present.of(label)
     scores = resize(present.take(cam), size)
     return present.decide(torch.cat([torch.full_like(scores[:, :1], threshold), scores], 1))[1]
 

@@ -12,7 +12,7 @@ from bidir.config import Supervision
 from bidir.method.losses import affinity_loss, classification_loss, dense_loss, foreground_target
 from bidir.method.maps import multi_scale_pass, needed, seed_maps
 from bidir.method.network import DualBranchNetwork, Outputs
-from bidir.method.propagation import Propagator, radius_mask, segmentation_pseudo_label
+from bidir.method.propagation import Propagator, radius_mask, refinement, segmentation_pseudo_label
 from bidir.method.tensors import IGNORE, Batch, nearest, resize
 
 
@@ -24,19 +24,34 @@ class Active(NamedTuple):
     aff: bool
     full: bool
     propagation: str  # how Y_c is made now
+    warm: bool  # whether Branch-S is decoded with weight 0
 
 
 def active(config: Supervision, step: int) -> Active:
     """Which terms are on at iteration ``step``; a term of weight 0 is off."""
-    late = step >= config.propagation_start
-    seeded = config.supervision in ("c2s", "both") and step >= config.c2s_start
+    late, seeded = step >= config.propagation_start, step >= config.c2s_start
+    c2s = config.supervision in ("c2s", "both") and config.lambda_c2s > 0
     return Active(
-        c2s=seeded and config.lambda_c2s > 0,
+        c2s=c2s and seeded,
         s2c=config.supervision in ("s2c", "both") and step >= config.s2c_start and config.lambda_s2c > 0,
-        aff=config.lambda_aff > 0 and config.supervision != "full" and step >= config.c2s_start,
+        aff=config.lambda_aff > 0 and config.supervision != "full" and seeded,
         full=config.supervision == "full",
         propagation=config.propagation if late else "par",
+        warm=c2s and config.warm_branch_s and not seeded,
     )
+
+
+def taught_by_training_pass(config: Supervision) -> bool:
+    """Whether the training pass itself is the teacher: one scale, not mirrored."""
+    return config.teacher_scales == (1.0,) and not config.teacher_flip
+
+
+def forward(model: torch.nn.Module, batch: Batch, config: Supervision, on: Active) -> Outputs:
+    """The training pass: what the active terms need of it, and their teachers if it is these too."""
+    trained, cheap = on.c2s or on.full or on.warm, taught_by_training_pass(config)
+    walked = cheap and on.c2s and on.propagation == "afa"
+    observed = cheap and on.s2c and not trained
+    return model(batch.image, segmentation=trained or observed, affinity=on.aff or walked, observed=observed)
 
 
 class Targets(NamedTuple):
@@ -47,16 +62,20 @@ class Targets(NamedTuple):
     tokens: Int[Tensor, "B H W"] | None = None  # PAR pseudo-label, for the affinity
 
 
-def make_targets(network: DualBranchNetwork, batch: Batch, config: Supervision, on: Active) -> Targets:
-    """The targets that the active terms need, from eval mode; passes that no term needs are not run."""
-    scales = config.seed_scales if on.c2s or on.aff else ()
-    asked = needed(scales, True, on.propagation if on.c2s else "")
-    if on.s2c:
-        asked |= needed((), False, branch_s=(1.0,))
-    passes = multi_scale_pass(network, batch.image, asked)
+def make_targets(
+    network: DualBranchNetwork, outputs: Outputs, batch: Batch, config: Supervision, on: Active
+) -> Targets:
+    """The targets that the active terms need, from ``outputs`` of the training pass where that teaches, else from
+    passes in eval mode; what no term needs is not computed."""
+    scales, flip = config.teacher_scales if on.c2s or on.aff else (), config.teacher_flip
+    if taught_by_training_pass(config):
+        passes = {1.0: Outputs(*(value if value is None else value.detach() for value in outputs))}
+    else:
+        asked = needed(scales, flip, on.propagation if on.c2s else "")
+        passes = multi_scale_pass(network, batch.image, asked | needed((), False, branch_s=(1.0,) if on.s2c else ()))
     y_c, y_s, tokens = batch.mask if on.full else None, None, None
     if scales:
-        propagate = Propagator(seed_maps(passes, batch, scales, flip=True), batch, config)
+        propagate = Propagator(seed_maps(passes, batch, scales, flip), batch, config, refinement(batch, config))
         y_c = propagate(on.propagation) if on.c2s else None
         if on.aff:
             tokens = y_c if on.c2s and on.propagation == "par" else propagate("par")
@@ -66,8 +85,10 @@ def make_targets(network: DualBranchNetwork, batch: Batch, config: Supervision, 
     return Targets(y_c, y_s, tokens)
 
 
-def loss_terms(outputs: Outputs, batch: Batch, targets: Targets, config: Supervision) -> dict[str, Float[Tensor, ""]]:
-    """The active terms by name, unweighted: cls, c2s, s2c, aff."""
+def loss_terms(
+    outputs: Outputs, batch: Batch, targets: Targets, config: Supervision, on: Active
+) -> dict[str, Float[Tensor, ""]]:
+    """The active terms by name, unweighted: cls, c2s, s2c, aff, warm."""
     terms = {"cls": classification_loss(outputs.class_logits.float(), batch.label)}
     if targets.y_c is not None:
         logits = resize(outputs.segmentation_logits.float(), targets.y_c.shape[-2:])
@@ -79,6 +100,8 @@ def loss_terms(outputs: Outputs, batch: Batch, targets: Targets, config: Supervi
         grid = tuple(outputs.cam_logits.shape[-2:])
         tokens = nearest(targets.tokens, grid).flatten(1)
         terms["aff"] = affinity_loss(outputs.affinity.float(), tokens, radius_mask(*grid, tokens.device))
+    if on.warm:
+        terms["warm"] = outputs.segmentation_logits.float().mean()
     return terms
 
 
@@ -93,13 +116,6 @@ def labelled_shares(targets: Targets) -> dict[str, Float[Tensor, ""]]:
 
 
 def total_loss(terms: dict[str, Float[Tensor, ""]], config: Supervision) -> Float[Tensor, ""]:
-    """L_cls + lambda_1 L_c2s + lambda_2 L_s2c + lambda_3 L_aff.
-
-    Errors: ``FloatingPointError`` naming the terms that are not finite.
-    """
-    weights = {"cls": 1.0, "c2s": config.lambda_c2s, "s2c": config.lambda_s2c, "aff": config.lambda_aff}
-    total = sum(weights[name] * term for name, term in terms.items())
-    if not torch.isfinite(total):
-        bad = [f"{name} = {term.item()}" for name, term in terms.items() if not torch.isfinite(term)]
-        raise FloatingPointError(f"the loss is not finite: {', '.join(bad)}; lower learning_rate or set grad_clip")
-    return total
+    """L_cls + lambda_1 L_c2s + lambda_2 L_s2c + lambda_3 L_aff; a term that warms Branch-S has weight 0."""
+    weights = {"cls": 1.0, "c2s": config.lambda_c2s, "s2c": config.lambda_s2c, "aff": config.lambda_aff, "warm": 0.0}
+    return sum(weights[name] * term for name, term in terms.items())

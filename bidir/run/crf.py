@@ -9,16 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bidir.config import ConfigError, Supervision
+from bidir.config import ConfigError, RunConfig
 
 ITERATIONS = 10
 POSITION = {"sxy": 3, "compat": 3}  # smoothness: standard deviation in pixels, weight
 BILATERAL = {"sxy": 64, "srgb": 5, "compat": 4}  # appearance: in pixels and in colour values 0..255, weight
 
 
-def probabilities(logits: Float[Tensor, "B S h w"], config: Supervision) -> Float[Tensor, "B S h w"]:
-    """P_s as a distribution over the classes: softmax if trained with ``ce``; else the sigmoids over their sum."""
-    if config.c2s_loss == "ce":
+def probabilities(logits: Float[Tensor, "B S h w"], config: RunConfig) -> Float[Tensor, "B S h w"]:
+    """P_s as a distribution over the classes: softmax, as the reference, or the sigmoids over their sum.
+
+    ``crf_probabilities = loss``: softmax if trained with ``ce``, else sigmoid."""
+    kind = config.crf_probabilities
+    if kind == "softmax" or (kind == "loss" and config.c2s_loss == "ce"):
         return logits.softmax(1)
     each = logits.sigmoid()
     return each / each.sum(1, keepdim=True).clamp(min=1e-6)

@@ -17,7 +17,8 @@ from bidir.data.split import Split
 from bidir.method import distributed
 from bidir.method.maps import Needed, Passes, best_logits, multi_scale_pass, needed, seed_maps
 from bidir.method.network import DualBranchNetwork
-from bidir.method.propagation import Propagator, raw_seed, segmentation_pseudo_label
+from bidir.method.par import PAR
+from bidir.method.propagation import Present, Propagator, raw_seed, refinement, segmentation_pseudo_label
 from bidir.method.tensors import IGNORE, Batch, nearest, resize
 from bidir.run.crf import dense_crf, probabilities
 from bidir.run.folder import Scores
@@ -66,9 +67,10 @@ def predict_maps(
     passes, found = multi_scale_pass(network, batch.image, asked), {}
     several = any("branch_s" in wanted.get(protocol, ()) for protocol in ("ms", "crf"))
     best = resize(best_logits(passes, batch.image, config.eval_scales), size) if several else None
+    par = refinement(batch, config) if any(names & PROPAGATED for names in wanted.values()) else None
     for protocol, names in wanted.items():
         if names & OF_CAM:
-            made = _of_cam(passes, batch, config, protocol, propagation, names)
+            made = _of_cam(passes, batch, config, protocol, propagation, names, par)
             found |= {(protocol, name): one for name, one in made.items()}
         if protocol == "raw" and names & {"y_s", "branch_s"}:
             logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
@@ -89,19 +91,25 @@ def _needs(protocol: str, names: set[str], config: RunConfig, propagation: str) 
 
 
 def _of_cam(
-    passes: Passes, batch: Batch, config: RunConfig, protocol: str, propagation: str, names: set[str]
+    passes: Passes,
+    batch: Batch,
+    config: RunConfig,
+    protocol: str,
+    propagation: str,
+    names: set[str],
+    par: PAR | None,
 ) -> dict[str, Int[Tensor, "B H W"]]:
     """The maps that are made from a CAM: raw, propagated, and of the classes that Branch-C predicts."""
     scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
     maps, size, found = seed_maps(passes, batch, scales, flip), tuple(batch.image.shape[-2:]), {}
     if names & PROPAGATED:
-        propagate = Propagator(maps, batch, config)
+        propagate = Propagator(maps, batch, config, par)
         found |= {"y_c": propagate(propagation)} if "y_c" in names else {}
         found |= {"seed": propagate(propagation, decided=True)} if "seed" in names else {}
     predicted = (passes[1.0].class_logits[: len(batch.image)] > 0).float()
-    for name, label in (("cam", batch.label), ("branch_c", predicted)):
+    for name, label, most in (("cam", batch.label, batch.most), ("branch_c", predicted, predicted.shape[1])):
         if name in names:
-            found[name] = raw_seed(maps.cam, label, config.threshold_cam, size)
+            found[name] = raw_seed(maps.cam, Present.of(label, most), config.threshold_cam, size)
     return found
 
 
@@ -131,12 +139,12 @@ def evaluate(
     matrices: dict[Key, Tensor] = {}
     images: list[tuple] = []
     for batch in tqdm(loader, "evaluate", disable=not progress or distributed.rank() > 0, leave=False, mininterval=1):
-        batch = batch.to(device)
+        names, batch = [split.names[i] for i in batch.index.tolist()], batch.to(device)
         counted = count_maps(predict_maps(network, batch, config, wanted, propagation), batch.mask, classes)
         for key, counts in counted.items():
             matrices[key] = matrices.get(key, 0) + counts.sum(0)
             if key in PER_IMAGE:
-                images += _image_rows(key, counts, [split.names[i] for i in batch.index.tolist()], split.class_names)
+                images += _image_rows(key, counts, names, split.class_names)
     keys = sorted({key for part in distributed.gathered(sorted(matrices)) for key in part})  # a process may have none
     empty = torch.zeros(classes + 1, classes + 2, dtype=torch.int64)
     tables = []

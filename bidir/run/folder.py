@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bidir.atomic import write_text
-from bidir.config import RunConfig, resolve
+from bidir.config import REVISION, RunConfig, resolve
 
 BUSY = "another process works on this run"
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
@@ -101,7 +101,7 @@ class RunFolder:
         again. ``machine``: what ran it. Errors: ``OSError`` if the folder cannot be written."""
         self.path.mkdir(parents=True, exist_ok=True)
         code, before = code_provenance(), self.facts()
-        facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest}
+        facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest, "revision": REVISION}
         if step and before.get("git_commit") != code["git_commit"]:  # a run resumed with other code says so
             facts["earlier_commits"] = [*before.get("earlier_commits", []), before.get("git_commit")]
         self.update({**facts, "classes": list(classes), **code, **machine})

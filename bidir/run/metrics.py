@@ -21,7 +21,8 @@ def confusion(prediction: Int[Tensor, "N H W"], truth: Int[Tensor, "N H W"], num
     cell = (
         torch.where(truth == IGNORE, cells - 1, cell) + cells * torch.arange(images, device=truth.device)[:, None, None]
     )
-    counts = torch.bincount(cell.flatten(), minlength=images * cells)
+    counts = torch.zeros(images * cells, dtype=torch.int64, device=truth.device)
+    counts.scatter_add_(0, cell.flatten(), torch.ones_like(cell.flatten()))
     return counts.view(images, cells)[:, :-1].view(images, size, size + 1)
 
 

@@ -23,11 +23,11 @@ def check_config(config: RunConfig) -> None:
                 f"{name} = {getattr(config, name)!r} needs attention, which encoder = {config.encoder!r} "
                 "does not have; use a mit_* encoder, or propagation par | bsp with lambda_aff 0"
             )
-    side = config.crop_size * min(config.seed_scales)
+    side = config.crop_size * min(config.teacher_scales)
     if side < encoder.smallest:
         raise ConfigError(
-            f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of seed_scales; {config.encoder} needs "
-            f"{encoder.smallest}"
+            f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of teacher_scales; {config.encoder} "
+            f"needs {encoder.smallest}"
         )
 
 

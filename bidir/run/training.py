@@ -23,7 +23,7 @@ from bidir.data.open import dataset_manifest, open_split
 from bidir.data.split import Split
 from bidir.method import distributed
 from bidir.method.network import DualBranchNetwork
-from bidir.method.supervision import active, labelled_shares, loss_terms, make_targets, total_loss
+from bidir.method.supervision import active, forward, labelled_shares, loss_terms, make_targets, total_loss
 from bidir.method.tensors import Batch
 from bidir.run.checkpoint import resume, save_state
 from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
@@ -96,11 +96,15 @@ def _fit(
         folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start)
     before = folder.facts().get("seconds", 0) if start else 0
     batches = training_batches(config, train, accelerator, start)
+    health = Health(config.mixed_precision == "fp16")
     hidden, began = not (progress and main), time.perf_counter()
     for done, batch in enumerate(tqdm(batches, config.supervision, config.iterations, initial=start,
                                       disable=hidden, mininterval=2), start + 1):  # fmt: skip
         row = train_step(network, model, optimizer, batch, config, done - 1, accelerator)
+        health.look(row)
         last = done == config.iterations
+        if done % config.log_every == 0 or done % config.checkpoint_every == 0 or last:
+            health.check()
         if done % config.log_every == 0 or last:
             log(folder, accelerator, {"step": done, "kind": "train", **mean_row(row)})
         if scored and config.eval_every and done % config.eval_every == 0 and not last:
@@ -140,8 +144,8 @@ def train_step(
 ) -> dict[str, Float[Tensor, ""] | float]:
     """One update: targets, terms, total, gradients, optimiser. ``model`` is ``network``, or its wrapper for many GPUs.
 
-    Returns this process's means: loss, each term, what each teacher labels; and grad_norm, lr.
-    Errors: ``FloatingPointError`` for what is not finite.
+    Returns this process's means: loss, each term, what each teacher labels; and grad_norm, lr. Nothing here waits for
+    the device.
     """
     on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
     rate = learning_rate(config, step)
@@ -153,18 +157,38 @@ def train_step(
         share = len(part.image) / len(batch.image)
         with nullcontext() if number == len(parts) else accelerator.no_sync(model):
             with accelerator.autocast():
-                targets = make_targets(network, part, config, on)
-                outputs = model(part.image, segmentation=on.c2s or on.full, affinity=on.aff)
-            terms = loss_terms(outputs, part, targets, config)
+                outputs = forward(model, part, config, on)
+                targets = make_targets(network, outputs, part, config, on)
+            terms = loss_terms(outputs, part, targets, config, on)
             loss = total_loss(terms, config)
             accelerator.backward(share * loss)
         for name, value in {"loss": loss, **terms, **labelled_shares(targets)}.items():
             row[name] += share * value.detach()
     norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
-    if not torch.isfinite(norm) and config.mixed_precision != "fp16":  # fp16 skips such steps itself
-        raise FloatingPointError(f"the gradient of {' + '.join(terms)} is not finite; lower learning_rate")
     optimizer.step()
     return {**row, "grad_norm": norm, "lr": rate}
+
+
+class Health:
+    """Whether all values were finite since the last check: noted on the device, asked for when a row is logged or a
+    checkpoint saved, so that no update done with a value that is not finite is ever saved."""
+
+    def __init__(self, skips: bool) -> None:
+        self.skips, self.broken = skips, {}  # fp16 skips steps whose gradients overflow, by itself
+
+    def look(self, row: dict[str, Float[Tensor, ""] | float]) -> None:
+        """Note which values of a step's row are not finite."""
+        for name, value in row.items():
+            if isinstance(value, Tensor) and not (self.skips and name == "grad_norm"):
+                self.broken[name] = self.broken.get(name, False) | ~torch.isfinite(value)
+
+    def check(self) -> None:
+        """``FloatingPointError`` that names what was not finite, on any process."""
+        names, flags = list(self.broken), torch.stack([*self.broken.values()]).float()
+        bad = [name for name, count in zip(names, distributed.total(flags).tolist(), strict=True) if count]
+        self.broken = {}
+        if bad:
+            raise FloatingPointError(f"{', '.join(bad)}: not finite; lower learning_rate or set grad_clip")
 
 
 def mean_row(row: dict[str, Float[Tensor, ""] | float]) -> dict[str, float]:
@@ -198,7 +222,11 @@ def build(
     torch.manual_seed(config.seed)
     network = DualBranchNetwork(config, num_classes)
     network = network.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameter_groups(config), lr=config.learning_rate, betas=(0.9, 0.999))
+    fused = accelerator.device.type == "cuda"
+    groups = network.parameter_groups(config)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=fused)
+    if config.compile:
+        network.compile()
     model, optimizer = accelerator.prepare(network, optimizer)
     model.train()
     if accelerator.process_index:  # each has its own dropout

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bidir.atomic import write_text
-from bidir.config import resolve
+from bidir.config import ConfigError, resolve
 from bidir.run.folder import RunFolder
 from bidir.study.grid import Job, check, plan, read_grid
 from bidir.study.notebooks import make_figures, notebooks_folder, write_report
@@ -79,13 +79,20 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
     """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to.
 
     Runs that ``out`` already holds as finished stay, though their folders be gone or on another machine: a run's id
-    names its configuration and its data.
+    names its configuration and its data. Errors: ``ConfigError`` if ``out`` holds finished runs that are none of the
+    jobs': a registry loses none.
     """
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
     tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
     if (resolve(out) / "runs.parquet").is_file():
         before = read_registry(out)
-        done = set(before["runs"].query("state == 'done'")["run_id"]) & set(grids["run_id"])
+        done = set(before["runs"].query("state == 'done'")["run_id"])
+        strange = sorted(done - set(grids["run_id"]))
+        if strange:
+            raise ConfigError(
+                f"{out} holds {len(strange)} finished runs that this grid file does not name, {strange[0]} for one; "
+                "choose another --out"
+            )
         kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
         for name, table in tables.items():
             parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]

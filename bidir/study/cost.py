@@ -1,36 +1,43 @@
-"""What each part of the method costs in a training step: time and memory, each variant in a process of its own."""
+"""What each part of the method costs: time and memory of a step and of an evaluated image, beside full supervision."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from bidir.config import RunConfig
 from bidir.data.open import dataset_manifest, open_split
+from bidir.method.network import DualBranchNetwork, evaluating
+from bidir.method.propagation import refinement
+from bidir.method.tensors import Batch
+from bidir.run.evaluation import MAPS, count_maps, evaluate, predict_maps
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib
 from bidir.run.preflight import check_config, check_files, check_processes
 from bidir.run.training import build, train_step, training_batches
 
-MIT = {"encoder": "mit_b0", "encoder_weights": "random", "encoder_norm": "trained"}  # the one with attention
-PARTS: dict[str, dict[str, Any]] = {
+PLAIN, THREE = {"object_aware_decoding": False}, {"teacher_scales": (1.0, 0.5, 1.5), "teacher_flip": True}
+BASE = "Branch-S on masks"
+METHODS: dict[str, dict[str, Any]] = {
+    BASE: {"supervision": "full", **PLAIN},
     "Branch-C alone": {"supervision": "none"},
-    "+ Branch-S, on masks": {"supervision": "full", "object_aware_decoding": False},
-    "c2s, PAR": {"supervision": "c2s", "propagation": "par", "object_aware_decoding": False},
-    "c2s, PAR, one scale": {
-        "supervision": "c2s", "propagation": "par", "object_aware_decoding": False, "seed_scales": (1.0,),
-    },
-    "c2s, BSP": {"supervision": "c2s", "propagation": "bsp", "object_aware_decoding": False},
-    "both, BSP": {"supervision": "both", "propagation": "bsp", "object_aware_decoding": False},
-    "both, BSP, object-aware": {"supervision": "both", "propagation": "bsp", "object_aware_decoding": True},
-    "mit_b0: c2s, PAR": {**MIT, "supervision": "c2s", "propagation": "par", "object_aware_decoding": False},
-    "mit_b0: c2s, AFA": {
-        **MIT, "supervision": "c2s", "propagation": "afa", "lambda_aff": 0.1, "object_aware_decoding": False,
+    "c2s, PAR": {"supervision": "c2s", "propagation": "par", **PLAIN},
+    "c2s, BSP": {"supervision": "c2s", **PLAIN},
+    "both, BSP": {"supervision": "both", **PLAIN},
+    "full method": {},
+    "full method, three scales and flips": THREE,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "EfficientNet-Lite0, 8 crops of 128 px": {"crop_size": 128, "batch_size": 8},
+    "MiT-B1, 2 crops of 320 px": {
+        "encoder": "mit_b1", "encoder_weights": "random", "crop_size": 320, "batch_size": 2,
     },
 }  # fmt: skip
 
@@ -41,20 +48,64 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
     config = config.replace(**now, iterations=warm_up + steps)
     split, accelerator = open_split(config, "train"), make_accelerator(config)
     network, model, optimizer = build(config, len(split.class_names), accelerator)
-    seconds = []
-    before = time.perf_counter()
+    ends = []
     for step, batch in enumerate(training_batches(config, split, accelerator)):
         row = train_step(network, model, optimizer, batch, config, step, accelerator)
         float(row["loss"])  # waits for the device
-        after = time.perf_counter()
-        seconds.append(after - before)
-        before = after
-    seconds = seconds[warm_up:]
-    return {
-        "seconds_per_step": round(median(seconds), 4), "seconds_least": round(min(seconds), 4),
-        "seconds_most": round(max(seconds), 4), "peak_memory_mib": peak_memory_mib(accelerator.device),
-        "steps": steps,
-    }  # fmt: skip
+        ends.append(time.perf_counter())
+    return {**_spread(np.diff(ends)[-steps:]), "peak_memory_mib": peak_memory_mib(accelerator.device), "steps": steps}
+
+
+def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
+    """The same of PAR alone, weights and ten iterations, on the maps of a batch with two classes an image."""
+    side, count = config.crop_size, config.batch_size
+    label = torch.zeros(count, 6).index_fill(1, torch.tensor([0, 1]), 1)
+    box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
+    batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2)
+    seconds, maps = [], torch.rand(count, 3, side // 2, side // 2)
+    for _ in range(3 + steps):
+        began = time.perf_counter()
+        refinement(batch, config)(maps)
+        seconds.append(time.perf_counter() - began)
+    return {**_spread(seconds[3:]), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": steps}
+
+
+def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
+    """Seconds of an evaluated image, all maps by both protocols; ``steps``: images."""
+    split = open_split(config, "val")
+    split = split.select(np.arange(min(images, len(split))))
+    network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
+    sizes, seconds = split.check(masks=True, progress=False), []
+    for _ in range(3):
+        began = time.perf_counter()
+        evaluate(network, split, sizes, config, progress=False)
+        seconds.append((time.perf_counter() - began) / len(split))
+    return {**_spread(seconds), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
+
+
+def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> dict[str, float]:
+    """Memory of an evaluation whose images have many sizes: ``peak_memory_mib`` is what is resident after all, and
+    ``memory_ratio`` that over what was resident after the first hundred; seconds per image."""
+    network, random = DualBranchNetwork(config, 6).to(memory_format=torch.channels_last), np.random.default_rng(0)
+    shapes = 64 + random.permutation(96 * 96)[:sizes]  # each another height and width
+    resident, seconds = [], []
+    with evaluating(network):
+        for number in range(images):
+            height, width = 64 + shapes[number % sizes] % 96, 64 + shapes[number % sizes] // 96
+            image, box = 255 * torch.rand(1, 3, height, width), torch.tensor([[0, 0, height, width]])
+            batch = Batch(image, torch.eye(6)[:1], box, torch.zeros(1, height, width).long(), torch.tensor([0]), 1)
+            began = time.perf_counter()
+            count_maps(predict_maps(network, batch, config, {"raw": set(MAPS), "ms": set(MAPS)}), batch.mask, 6)
+            seconds.append(time.perf_counter() - began)
+            if number + 1 in (100, images):
+                resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20)
+    ratio = round(resident[1] / resident[0], 3)
+    return {**_spread(seconds), "peak_memory_mib": resident[1], "memory_ratio": ratio, "steps": images}
+
+
+def _spread(seconds: Any) -> dict[str, float]:
+    names = ("seconds_per_step", "seconds_least", "seconds_most")
+    return {name: round(float(f(seconds)), 4) for name, f in zip(names, (median, min, max), strict=True)}
 
 
 def forecast(config: RunConfig) -> str:
@@ -82,15 +133,23 @@ def forecast(config: RunConfig) -> str:
 
 
 def cost(config: RunConfig) -> pd.DataFrame:
-    """``measure`` for every part in ``PARTS``: columns part, those of ``measure``, what."""
-    rows, spawn = [], multiprocessing.get_context("spawn")
-    device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+    """A row per part and setting, each measured in a process of its own: part, setting, seconds (median, least, most),
+    peak memory, both also as ratio to full supervision in the same setting, steps, and what it was measured on."""
+    rows, device = [], torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
     on = machine(device)
-    what = (
-        f"{config.batch_size} crops of {config.crop_size} px, {config.encoder} if nothing else is said, "
-        f"{on['hardware']}, {on['threads']} threads"
-    )
-    for part, axes in PARTS.items():
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            rows.append({"part": part, **pool.submit(measure, config.replace(**axes)).result(), "what": what})
+    for setting, changes in SETTINGS.items():
+        jobs = {part: (measure, config.replace(**changes, **axes)) for part, axes in METHODS.items()}
+        if "encoder" not in changes:
+            jobs["PAR alone"] = (measure_refinement, config.replace(**changes))
+            jobs["an evaluated image"] = (measure_evaluation, config.replace(**changes))
+            jobs["memory, 2,000 images of 500 sizes"] = (measure_sizes, config.replace(eval_size=0))
+        base: dict[str, float] = {}
+        for part, (function, given) in jobs.items():
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(function, given).result()
+            base = base or row
+            if function is measure:
+                row["ratio"] = round(row["seconds_per_step"] / base["seconds_per_step"], 3)
+                row["memory_ratio"] = round(row["peak_memory_mib"] / base["peak_memory_mib"], 3)
+            rows.append({"part": part, "setting": setting, **row, "what": f"{on['hardware']}, {on['threads']} threads"})
     return pd.DataFrame(rows)

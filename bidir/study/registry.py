@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bidir.atomic import write_bytes, write_text
-from bidir.config import FIELDS, MACHINE_FIELDS, resolve
+from bidir.config import FIELDS, MACHINE_FIELDS, resolve, with_older
 from bidir.parameters import meaning
 from bidir.run.folder import RunFolder
 
@@ -24,11 +24,12 @@ FACTS = {
     "threads": "of a run",
     "python": "version", "torch": "version", "git_commit": "of the code", "git_dirty": "whether it was changed",
     "earlier_commits": "code of the iterations before a resume, if other",
+    "revision": "of what the code computes: part of the run's id; 0 before there was one",
     "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
     "config": "JSON of all parameters",
 }  # fmt: skip
 WHOLE = [name for name in SETTINGS if FIELDS[name].annotation is int]
-WHOLE += ["train_images", "val_images", "peak_memory_mib", "threads"]
+WHOLE += ["revision", "train_images", "val_images", "peak_memory_mib", "threads"]
 SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
     "runs": {"run_id": "key of all tables", **FACTS, **{name: meaning(name) for name in SETTINGS}},
     "per_class": {
@@ -63,8 +64,9 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
         facts, reason = folder.facts(), folder.reason()
         state = "done" if folder.done.is_file() else "failed" if reason else "interrupted"
         if facts or reason:  # without facts it failed before its first iteration
-            settings = {name: facts["config"][name] for name in SETTINGS} if facts else {}
-            row = {"run_id": folder.run_id, **facts, **settings, "state": state, "reason": reason,
+            older = with_older(facts["config"]) if facts else {}
+            settings = {name: older[name] for name in SETTINGS} if facts else {}
+            row = {"run_id": folder.run_id, "revision": 0, **facts, **settings, "state": state, "reason": reason,
                    "torch": facts.get("versions", {}).get("torch"), "classes_all": facts.get("classes"),
                    "config": json.dumps(settings) if facts else None}  # fmt: skip
             runs.append({name: _plain(row.get(name)) for name in SCHEMA["runs"]})
@@ -99,7 +101,13 @@ def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
     missing = [name for name in SCHEMA if not (resolve(path) / f"{name}.parquet").is_file()]
     if missing:
         raise FileNotFoundError(f"{path}: no {missing[0]}.parquet; `bidir sweep GRID --out {path}` writes it")
-    return {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
+    tables = {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
+    runs = tables["runs"]
+    lacking = [name for name in SETTINGS if name not in runs]  # of tables that older code wrote
+    rows = [with_older(json.loads(text) if text else {}) for text in runs["config"]]
+    filled = {name: [_plain(row[name]) for row in rows] for name in lacking}
+    tables["runs"] = runs.assign(**filled, **({} if "revision" in runs else {"revision": 0}))
+    return tables
 
 
 def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class") -> pd.DataFrame:
@@ -115,4 +123,4 @@ def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_cl
 
 
 def _plain(value: object) -> object:
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
