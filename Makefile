@@ -1,9 +1,6 @@
 # make study | make test | make lab. Everything lives in .venv; nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
-# glibc gives large blocks back to the system after every use; keeping them makes CPU training a third faster
-export MALLOC_MMAP_THRESHOLD_ := 4294967296
-export MALLOC_TRIM_THRESHOLD_ := 17179869184
 
 .PHONY: study test test-slow lab lint clean
 

@@ -31,6 +31,7 @@ from bidir.run.checkpoint import load_network
 from bidir.run.crf import load_crf
 from bidir.run.evaluation import MAPS, PROTOCOLS, evaluate, makes, predict_maps
 from bidir.run.folder import Scores
+from bidir.run.machine import settle_memory
 
 LABELLED_MAPS = ("cam", "seed", "y_c")  # made for given image labels; the others see the image alone
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -160,6 +161,7 @@ def _begin(
 
 def open_model(checkpoint: str | Path, **where: Any) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
     """``load_network`` on this process's device, with ``where`` in place of what the configuration says."""
+    settle_memory()
     network, config, class_names = load_network(checkpoint)
     config = config.replace(**{"device": "auto", **where})
     state = PartialState(cpu=config.device == "cpu", timeout=distributed.PATIENCE)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from bidir.config import ConfigError, RunConfig
 from bidir.method import distributed
 from bidir.run.preflight import check_machine
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
 
 def make_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerator:
     """The device, precision, processes and trackers of the run. Errors: ``ConfigError`` if there is no GPU to use."""
     check_machine(config)
+    settle_memory()
     handlers = [
         DistributedDataParallelKwargs(find_unused_parameters=True),  # which branch runs depends on the step
         InitProcessGroupKwargs(timeout=distributed.PATIENCE),
@@ -63,3 +68,14 @@ def peak_memory_mib(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def settle_memory() -> None:
+    """Let this process keep large blocks of memory that come and go with every step (glibc would give them back each
+    time: a third of the time on a CPU), and fewer compiled convolutions (oneDNN keeps 1,024, as many as image sizes
+    make: half a GiB)."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "400")  # read when the first convolution is made
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(TRIM_THRESHOLD, (1 << 31) - 1)

@@ -19,7 +19,7 @@ from bidir.method.network import DualBranchNetwork, evaluating
 from bidir.method.propagation import refinement
 from bidir.method.tensors import Batch
 from bidir.run.evaluation import MAPS, count_maps, evaluate, predict_maps
-from bidir.run.machine import machine, make_accelerator, peak_memory_mib
+from bidir.run.machine import machine, make_accelerator, peak_memory_mib, settle_memory
 from bidir.run.preflight import check_config, check_files, check_processes
 from bidir.run.training import build, train_step, training_batches
 
@@ -72,6 +72,7 @@ def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
 
 def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     """Seconds of an evaluated image, all maps by both protocols; ``steps``: images."""
+    settle_memory()
     split = open_split(config, "val")
     split = split.select(np.arange(min(images, len(split))))
     network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
@@ -86,6 +87,7 @@ def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
 def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> dict[str, float]:
     """Memory of an evaluation whose images have many sizes: ``peak_memory_mib`` is what is resident after all, and
     ``memory_ratio`` that over what was resident after the first hundred; seconds per image."""
+    settle_memory()
     network, random = DualBranchNetwork(config, 6).to(memory_format=torch.channels_last), np.random.default_rng(0)
     shapes = 64 + random.permutation(96 * 96)[:sizes]  # each another height and width
     resident, seconds = [], []
