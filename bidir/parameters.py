@@ -1,13 +1,14 @@
-"""A notebook's parameters: the cell that lists them, what each means, and a check that none was misspelt."""
+"""A notebook's parameters: the cells that set them, what each means, and a check that none was misspelt."""
 
 from __future__ import annotations
 
+import ast
 import json
 from typing import Any, Literal, get_args, get_origin
 
 from bidir.config import FIELDS, GROUPS, RunConfig, unknown_name
 
-LITERALS = (str, int, float, list, tuple, dict, type(None))
+MARK = "# Parameters"  # how a cell of parameters begins; papermill's injected one begins so too
 
 
 def meaning(name: str) -> str:
@@ -17,35 +18,52 @@ def meaning(name: str) -> str:
     return choices + field.description
 
 
-def parameters_cell() -> str:
-    """The parameters cell of ``10_train``: every field with a plain type, its default and its meaning, by group."""
-    blocks = []
+def parameters_cell(shown: tuple[str, ...] = ()) -> str:
+    """A parameters cell of ``10_train``: every field but those ``shown`` in the cell above it, with a plain type, None
+    (as the preset says) and its default and meaning, by group."""
+    blocks = [f"{MARK}: the rest; None is what the preset says, in brackets what that is in `study`"]
     for group in GROUPS:
         lines = [f"# --- {group.__doc__}"]
         for name, field in group.__pydantic_fields__.items():
-            kind = type(field.default)  # papermill's help reads no `tuple[float, ...]`
-            value = json.dumps(field.default) if kind is str else repr(field.default)
-            lines.append(f"{name}: {kind.__name__} = {value}  # {meaning(name)}")
+            if name not in shown:
+                default = json.dumps(field.default) if isinstance(field.default, str) else repr(field.default)
+                lines.append(f"{name}: {type(field.default).__name__} = None  # {meaning(name)} [{default}]")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def reject_unknown(namespace: dict[str, Any], names_before: set[str], parameters: list[str]) -> None:
-    """Raise ``ConfigError`` if a literal has appeared in a notebook that is none of its ``parameters``.
+def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, Any]:
+    """The parameters that a notebook's cells have set: names assigned in the last execution of each cell that begins
+    with ``MARK``, papermill's among them, with their values now.
 
-    A misspelt papermill parameter is then an error, not a default in use. Objects (figures, tables)
-    are left alone, so cells may be run again by hand.
+    ``namespace``: the notebook's ``globals()``, with IPython's history ``In``. What other cells define, and what an
+    earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name that is none of ``known``.
     """
-    known = {*names_before, *parameters}
-    for name, value in namespace.items():
-        if name not in known and not name.startswith("_") and isinstance(value, LITERALS):
-            raise unknown_name(name, parameters)
+    cells = {}
+    for source in namespace["In"]:
+        first = source.lstrip().partition("\n")[0]
+        if first.startswith(MARK):
+            cells[first] = source
+    names = [name for source in cells.values() for name in _assigned(source)]
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise unknown_name(wrong[0], known)
+    return {name: namespace[name] for name in names}
 
 
-def config_of(namespace: dict[str, Any], names_before: set[str]) -> RunConfig:
-    """The configuration that a notebook's parameters cells have defined.
+def config_of(namespace: dict[str, Any]) -> RunConfig:
+    """The configuration that ``10_train``'s parameters cells have set; None is what the preset says.
 
-    ``names_before`` are the names known before those cells. Errors: ``ConfigError``.
+    Errors: ``ConfigError`` for a misspelt name, a wrong type or a wrong value.
     """
-    reject_unknown(namespace, names_before, list(FIELDS))
-    return RunConfig.from_parameters({name: namespace[name] for name in FIELDS if name in namespace})
+    given = given_parameters(namespace, ["preset", *FIELDS])
+    preset = given.pop("preset", "study")
+    return RunConfig.from_parameters({name: value for name, value in given.items() if value is not None}, preset)
+
+
+def _assigned(source: str) -> list[str]:
+    """The names that a cell assigns at its top level."""
+    targets = []
+    for node in ast.parse(source).body:
+        targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)]
