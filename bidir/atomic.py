@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -24,7 +25,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             error.errno, f"{os.strerror(error.errno or 5)}; the previous file is intact", str(path)
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or in no folder: the error above says more
+            draft.unlink()
 
 
 def write_text(path: Path, content: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bidir.registry import SCHEMA, read_registry
-from bidir.statistics import mean_interval
+from bidir.config import RunConfig
+from bidir.study.intervals import mean_interval
+from bidir.study.registry import SCHEMA, read_registry
 
 ROOT = Path(__file__).parents[1]
 REGISTRIES = sorted(path.parent for path in (ROOT / "results").glob("*/grids.csv") if path.parent.name != "study")
@@ -29,6 +30,12 @@ def test_registries_hold_recorded_runs(folder):
         assert len(written) == len(tables[name])
         assert list(written.columns) == list(tables[name].columns)
     assert not re.search(r"/(home|tmp|root|Users)/", (folder / "runs.csv").read_text())
+
+
+@pytest.mark.parametrize("folder", REGISTRIES, ids=lambda path: path.name)
+def test_every_run_has_the_name_that_its_own_record_gives(folder):
+    for row in read_registry(folder)["runs"].itertuples():
+        assert RunConfig.from_stored({**json.loads(row.config)}).run_id(row.dataset_manifest) == row.run_id
 
 
 @pytest.mark.parametrize("folder", REGISTRIES, ids=lambda path: path.name)

@@ -1,44 +1,124 @@
-"""The shape of the project: one direction of imports, files of a readable size, clean notebooks."""
+"""The shape of the project: one direction of imports, code of a readable size, shapes on tensors, clean notebooks."""
 
 import ast
+import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from statistics import median
 
 import nbformat
 import pytest
 
+import bidir
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LAYERS = """config files processes palette data.split data.creatures data.scenes data.voc data.prepare data.coco data
-checks data.loader
-model.mix_transformer model.weights model.encoders model.network seeds.par seeds.affinity seeds.maps seeds.propagation
-losses schedule supervision metrics crf evaluation runs exchange training benchmark overlay prediction
-registry executors sweep statistics figures execution tools cli""".split()
+FILES = sorted((ROOT / "bidir").rglob("*.py"))
+ROOMS = "config/presets/parameters/atomic -> method -> data -> run -> study, apply -> cli"  # imports go to the left
+CORE, ALL = 3000, 5900  # most lines of what trains and evaluates a run (without data/make), and of the whole package
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def functions(path):
+    return [node for node in ast.walk(tree(path)) if isinstance(node, FUNCTIONS)]
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("bidir"):
-            module = node.module.removeprefix("bidir").lstrip(".")
-            yield from [module] if module else [alias.name for alias in node.names]
+    """The rooms that a file imports from; "" for the package itself, which holds every name."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "bidir":
+            modules = [node.module] if "." in node.module else [f"bidir.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names if alias.name.split(".")[0] == "bidir"]
+        else:
+            modules = []
+        yield from ([*module.split("."), ""][1] for module in modules)
 
 
-def test_each_module_imports_only_what_stands_to_its_left():
-    files = {
-        str(p.relative_to(ROOT / "bidir").with_suffix("")).replace("/", "."): p for p in ROOT.glob("bidir/**/*.py")
-    }
-    modules = {name.removesuffix(".__init__"): path for name, path in files.items() if name != "__init__"}
-    modules = {name: path for name, path in modules.items() if path.stat().st_size}
-    assert sorted(modules) == sorted(LAYERS)
-    for name, path in modules.items():
+def test_each_room_imports_only_what_stands_to_its_left():
+    levels = enumerate(ROOMS.split(" -> "))
+    place = {name: (depth, room) for depth, level in levels for room in level.split(", ") for name in room.split("/")}
+    assert {path.relative_to(ROOT / "bidir").with_suffix("").parts[0] for path in FILES} == {*place, "__init__"}
+    for path in FILES:
+        name = path.relative_to(ROOT / "bidir").with_suffix("").parts[0]
+        if name == "__init__":
+            assert not list(imports(path))  # what it offers is loaded when asked for
+            continue
+        depth, room = place[name]
         for imported in imports(path):
-            assert LAYERS.index(imported) < LAYERS.index(name), f"{name} imports {imported}"
+            there, other = place.get(imported, (depth - 1 if name == "cli" else depth, None))
+            assert there < depth or other == room, f"{path.relative_to(ROOT)} imports {imported or 'bidir'}"
 
 
-def test_files_stay_readable():
-    for path in ROOT.glob("bidir/**/*.py"):
-        assert path.read_text().count("\n") <= 280, path
+def test_code_stays_readable():
+    for path in FILES:
+        assert path.read_text().count("\n") <= 250, path
+    lengths = {
+        f"{path.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in functions(path)
+    }
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+    assert median(lengths.values()) <= 10
+
+
+def test_the_package_stays_small():
+    lines = {path.relative_to(ROOT / "bidir").with_suffix("").parts: path.read_text().count("\n") for path in FILES}
+    rooms = {"config", "presets", "parameters", "atomic", "method", "data", "run"}
+    assert sum(count for parts, count in lines.items() if parts[0] in rooms and parts[:2] != ("data", "make")) <= CORE
+    assert sum(lines.values()) <= ALL
+
+
+def bare_tensors(annotation):
+    """The tensors in an annotation that are not within ``Float[Tensor, "shape"]`` or the like."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+        first, *rest = annotation.slice.elts
+        if getattr(first, "id", "") == "Tensor" and len(rest) == 1 and isinstance(rest[0], ast.Constant):
+            return []
+    if getattr(annotation, "id", getattr(annotation, "attr", "")) == "Tensor":
+        return [annotation]
+    return [found for child in ast.iter_child_nodes(annotation) for found in bare_tensors(child)]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "count"),
+    [
+        ('Float[Tensor, "B C"]', 0),
+        ('tuple[list[Float[Tensor, "B C"]], Float[torch.Tensor, "B"] | None]', 1),
+        ("Tensor", 1),
+        ("'Tensor | None'", 1),
+        ("dict[str, Tensor]", 1),
+        ("tuple[Tensor, torch.Tensor]", 2),
+        ("list[TensorDataset]", 0),
+    ],
+)
+def test_bare_tensors_are_found(annotation, count):
+    assert len(bare_tensors(ast.parse(annotation, mode="eval").body)) == count
+
+
+def test_every_tensor_in_a_signature_of_the_method_has_a_shape():
+    for path in sorted((ROOT / "bidir" / "method").glob("*.py")):
+        for node in functions(path):
+            signature = [
+                *node.args.posonlyargs,
+                *node.args.args,
+                *node.args.kwonlyargs,
+                node.args.vararg,
+                node.args.kwarg,
+            ]
+            annotations = [argument.annotation for argument in signature if argument] + [node.returns]
+            assert not [a for a in annotations if a and bare_tensors(a)], f"{path.name}: {node.name}"
+        fields = [node for node in ast.walk(tree(path)) if isinstance(node, ast.AnnAssign)]
+        assert not [node for node in fields if bare_tensors(node.annotation)], path.name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -52,6 +132,32 @@ def test_notebooks_are_clean(path):
         assert cell.get("execution_count") is None
         if cell.cell_type == "code":
             assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
+            assert "parameters" in cell.metadata.get("tags", []) or cell.source.count("\n") < 15, cell.source
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("bidir", {"torch", "pandas"}),
+        ("bidir.cli", {"torch", "pandas"}),
+        ("bidir.study.registry, bidir.study.figures, bidir.study.intervals", {"torch"}),
+    ],
+)
+def test_nothing_large_is_imported_for_nothing(modules, unwanted):
+    code = f"import json, sys, {modules}\nprint(json.dumps([*sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not unwanted & {*json.loads(result.stdout)}
+
+
+@pytest.mark.parametrize("name", bidir.__all__)
+def test_every_name_that_the_package_offers_is_there(name):
+    assert getattr(bidir, name) is not None
+    assert name in dir(bidir)
+
+
+def test_a_name_that_the_package_does_not_offer_is_an_error():
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        bidir.fitt  # noqa: B018
 
 
 def test_lint():

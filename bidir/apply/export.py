@@ -13,6 +13,9 @@ from bidir.config import MACHINE_FIELDS, WeightsError
 from bidir.run.checkpoint import load_checkpoint
 from bidir.run.folder import RunFolder
 
+TOLD = ("supervision", "object_aware_decoding", "propagation", "encoder", "encoder_weights", "iterations",
+        "batch_size", "crop_size", "seed")  # fmt: skip
+
 
 def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card to the folder ``out``; returns it.
@@ -50,11 +53,9 @@ def model_card(config: dict[str, Any], classes: list[str], facts: dict[str, Any]
         if limited
         else "Code: MIT. Mind the licences of the encoder's initial weights and of the training images."
     )
-    axes = ("supervision", "object_aware_decoding", "propagation", "encoder", "encoder_weights", "iterations",
-            "batch_size", "crop_size", "seed")  # fmt: skip
     source = "masks" if config["supervision"] == "full" else "image-level labels"
     images = facts.get("train_images", "unknown number of")
-    settings = "\n".join(f"| {name} | {config[name]} |" for name in axes)
+    settings = "\n".join(f"| {name} | {config[name]} |" for name in TOLD)
     return f"""---
 library_name: bidir
 license: {"other" if limited else "mit"}

@@ -15,13 +15,13 @@ IGNORE = 255  # class id of pixels that no loss and no score counts
 @dataclass
 class Batch:
     """Images as RGB in 0..255, their labels in {0, 1}, and ``box``: top, left, bottom, right of the true image
-    within the padded one. ``index``: positions in the split. ``most``: as many classes as any image shows, at least 1,
-    known without asking the device."""
+    within the padded one. ``mask``: at a whole image's own size. ``index``: positions in the split. ``most``: as many
+    classes as any image shows, at least 1, known without asking the device."""
 
     image: Float[Tensor, "B 3 H W"]
     label: Float[Tensor, "B C"]
     box: Int[Tensor, "B 4"]
-    mask: Int[Tensor, "B H W"] | None
+    mask: Int[Tensor, "B H2 W2"] | None
     index: Int[Tensor, "B"]  # noqa: F821
     most: int
 

@@ -129,7 +129,8 @@ def _fit(
             "seconds_per_step": round(seconds / config.iterations, 4), "resumed_at": start,
             "peak_memory_mib": peak_memory_mib(accelerator.device),
         })  # fmt: skip
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # accelerate's end_training would part the processes too
+        tracker.finish()
     accelerator.wait_for_everyone()
 
 

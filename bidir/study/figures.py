@@ -1,8 +1,9 @@
-"""Figures and tables from numbers: curves, seeds with intervals; and how they are written."""
+"""Figures from numbers: curves, seeds with intervals; and how a figure is written."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,20 +12,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from bidir.atomic import write_bytes, write_text
 from bidir.run.folder import RunFolder
-from bidir.study.intervals import compare, mean_interval, percent, seed_count, t_interval
+from bidir.study.intervals import mean_interval, t_interval
+from bidir.study.tables import MAP_TITLES, SHOWN, Maps, of_maps
 
-COLUMN, PAGE = 3.5, 7.2  # inches: one column of a paper, and its two
-MAP_TITLES = {
-    "cam": "CAM", "seed": "propagated seed", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
-    "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
-}  # fmt: skip
-SHOWN = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # maps of a figure, by default
+PAGE = 7.2  # inches: both columns of a paper
+MARKERS = "osD"
 UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure, the same bytes
-Maps = tuple[tuple[str, str], ...]
+LOSSES = {name: name for name in ("cls", "c2s", "s2c", "aff")}
+CURVES = {"raw/branch_s": "Branch-S", "ms/y_c": "$Y_c$", "ms/cam": "CAM"}
 
 
 def use_style() -> None:
@@ -34,57 +32,12 @@ def use_style() -> None:
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
     """Write ``stem`` as PNG, PDF and SVG, the plotted numbers (with their run ids) as CSV, the caption as Markdown."""
-    for kind in UNDATED:
+    for kind, metadata in UNDATED.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=UNDATED[kind])
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
         write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
     write_text(stem.with_suffix(".csv"), data.to_csv(index=False, float_format="%.6g"))
     write_text(stem.with_suffix(".md"), caption.strip() + "\n")
-
-
-def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: str) -> None:
-    """Write ``text`` (cells ready to read) as Markdown and LaTeX, and ``numbers``, which it shows, as CSV."""
-    flat = text.reset_index()
-    markdown = tabulate(flat, headers="keys", tablefmt="github", showindex=False, disable_numparse=True)
-    latex = tabulate(flat, headers="keys", tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
-    latex = latex.replace("±", r"$\pm$").replace("−", "$-$")
-    write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
-    write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
-    write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
-
-
-def save_differences(scores: pd.DataFrame, column: str, pairs: list[tuple], maps: Maps, stem: Path) -> pd.DataFrame:
-    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does.
-
-    Errors: ``LookupError`` if there is no such pair.
-    """
-    pairs = [pair for pair in pairs if {*pair} <= set(scores[column])]
-    if not pairs:
-        raise LookupError(
-            f"of {', '.join(sorted(set(scores[column])))} no two are to be compared; run more of the grid"
-        )
-    wanted = scores[[key in maps for key in zip(scores["protocol"], scores["map"], strict=True)]]
-    numbers = compare(wanted, column, pairs, ["protocol", "map"])
-    said = [percent(*row, signed=True) for row in numbers[["mean", "half_width"]].to_numpy()]
-    text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"], difference=said)
-    text = text.set_index("comparison")[["protocol", "map", "difference", "seeds", "reading"]]
-    told = (
-        "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
-        "the number of comparisons; not resolved: the interval holds 0."
-    )
-    save_table(text, numbers, stem, told)
-    return text
-
-
-def told_runs(scores: pd.DataFrame, by: list[str], dots: bool = True) -> str:
-    """What a caption says of its runs: their scale, how many seeds each group of ``by`` has, and what ``plot_seeds``
-    drew, if ``dots``. ``scores``: a row per run or more, with the runs' settings.
-    """
-    scale = scores[["iterations", "batch_size", "crop_size"]].drop_duplicates().to_numpy()
-    trained = " or ".join(f"{steps} iterations of {batch} crops of {crop} px" for steps, batch, crop in scale)
-    seeds = seed_count(scores.groupby(by)["seed"].nunique())
-    drawn = " Dots: runs, those of a seed joined; beside them their mean with its 95 % t-interval." if dots else ""
-    return f"Trained for {trained}; {seeds}.{drawn}"
 
 
 def plot_seeds(
@@ -100,18 +53,18 @@ def plot_seeds(
     number = table[hue].map(hues.index) if hue else 0
     place = table[x].map(order.index) + apart * (number - (len(hues) - 1) / 2)
     dots = table.assign(percent=100 * table[value], dot=place - 0.2 * apart, number=number)
-    for _, one in dots.sort_values("dot").groupby(["seed", x if hue and paired == hue else "number"]):
-        axis.plot(one["dot"], one["percent"], color="0.6", lw=0.5, alpha=0.6, zorder=1)
+    for _, runs in dots.sort_values("dot").groupby(["seed", x if hue and paired == hue else "number"]):
+        axis.plot(runs["dot"], runs["percent"], color="0.6", lw=0.5, alpha=0.6, zorder=1)
     for i in range(len(hues)):
-        one = dots[dots["number"] == i]
-        axis.plot(
-            one["dot"], one["percent"], "osD"[i % 3], ms=2.8, mfc="white" if i % 2 else None, mew=0.7, color=f"C{i}"
-        )
-    shared = {"data": dots, "x": x, "y": "percent", "order": order, "ax": axis, "errorbar": t_interval, "capsize": 0.1}
-    shared |= {"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}
-    look = {"linestyle": "none", "marker": "_", "markersize": 8, "markeredgewidth": 1.6, "err_kws": {"linewidth": 1.1}}
+        runs, look = dots[dots["number"] == i], {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}"}
+        axis.plot(runs["dot"], runs["percent"], MARKERS[i % 3], ms=2.8, **look)
+    colours = {"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}
     drawn = len(axis.lines)
-    sns.pointplot(**shared, **look, dodge=apart * (len(hues) - 1) if hue else False)
+    sns.pointplot(
+        data=dots, x=x, y="percent", order=order, ax=axis, errorbar=t_interval, capsize=0.1, linestyle="none",
+        marker="_", markersize=8, markeredgewidth=1.6, err_kws={"linewidth": 1.1}, **colours,
+        dodge=apart * (len(hues) - 1) if hue else False,
+    )  # fmt: skip
     for line in axis.lines[drawn:]:  # the interval stands to the right of its dots
         line.set_xdata(np.asarray(line.get_xdata(), float) + 0.2 * apart)
     axis.set(xlabel="", ylabel="")
@@ -119,41 +72,12 @@ def plot_seeds(
         axis.get_legend().remove()
 
 
-def plot_curves(runs: dict[str, Path]) -> Figure:
-    """Loss terms and validation mIoU over the iterations of one or more runs, by legend name."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
-    dashes = ["-", "--", ":", "-."]
-    for (name, path), dash in zip(runs.items(), dashes * len(runs), strict=False):
-        folder = RunFolder(path)
-        rows, facts = pd.DataFrame(folder.rows()), folder.facts()
-        final = facts.get("results", {})  # on all images, the others on some: a point of its own
-        train, val = rows[rows["kind"] == "train"], rows[rows["kind"] == "val"]
-        for colour, term in enumerate(t for t in ("cls", "c2s", "s2c", "aff") if t in train):
-            smooth = train[term].ewm(span=8, ignore_na=True).mean().where(train[term].notna())
-            left.plot(train["step"], smooth, dash, color=f"C{colour}", label=f"{term}, {name}")
-        for colour, (column, label) in enumerate(
-            (("raw/branch_s", "Branch-S"), ("ms/y_c", "$Y_c$"), ("ms/cam", "CAM"))
-        ):
-            if column in val:
-                right.plot(val["step"], 100 * val[column], "o" + dash, color=f"C{colour}", label=f"{label}, {name}")
-            if column in final:
-                right.plot(facts["config"]["iterations"], 100 * final[column], "o", mfc="white", color=f"C{colour}")
-    left.set(title="Loss terms, unweighted (smoothed)", xlabel="iteration", yscale="log")
-    right.set(title="Validation mIoU (%); hollow: all images", xlabel="iteration")
-    for axis in (left, right):
-        axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)
-    return figure
-
-
 def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None, maps: Maps = SHOWN) -> Figure:
-    """mIoU by ``x``, one panel per map, each with those of ``order`` that it has runs of.
-
-    ``scores``: rows of class ``mean`` with the runs' settings.
-    """
-    parts = [scores[(scores["protocol"] == protocol) & (scores["map"] == name)] for protocol, name in maps]
+    """``mean_scores`` by ``x``, one panel per map, each with those of ``order`` that it has runs of."""
+    parts = [of_maps(scores, (key,)) for key in maps]
     orders = [[value for value in order if value in set(part[x])] for part in parts]
-    widths = [len(values) for values in orders]
-    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False, width_ratios=widths)
+    shared = {"sharey": True, "squeeze": False, "width_ratios": [*map(len, orders)]}
+    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), **shared)
     for axis, part, values, (_, name) in zip(axes[0], parts, orders, maps, strict=True):
         plot_seeds(axis, part, x, "iou", values, hue)
         axis.set_title(MAP_TITLES[name])
@@ -163,11 +87,88 @@ def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None,
     return figure
 
 
-def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean mIoU ± half width per ``by`` and map: the text of a table, and its numbers."""
-    numbers = mean_interval(scores, [*by, "protocol", "map"], "iou")
-    text = numbers.assign(text=[percent(*row) for row in numbers[["mean", "half_width"]].to_numpy()])
-    text = text.pivot(index=by, columns=["protocol", "map"], values="text")[list(maps)]
-    text.columns = [f"{MAP_TITLES[name].split(' (')[0].replace('$', '')} ({protocol})" for protocol, name in maps]
-    seeds = numbers.groupby(by, sort=False)["seeds"].min()
-    return text.loc[seeds.index].assign(seeds=seeds), numbers
+def plot_curves(
+    runs: dict[str, Path], losses: dict[str, str] = LOSSES, maps: dict[str, str] = CURVES, pale: Collection[str] = ()
+) -> Figure:
+    """Loss terms and validation mIoU over the iterations of runs, by legend name; ``pale`` ones are not in the legend.
+    ``losses``: term -> title; ``maps``: protocol/map -> title."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
+    for number, (name, path) in enumerate(runs.items()):
+        folder, dash = RunFolder(path), ("-", "--", ":", "-.")[number % 4]
+        rows, facts = pd.DataFrame(folder.rows()), folder.facts()
+        final = facts.get("results", {})  # on all images, the others on some: a point of its own
+        for axis, titles, mark in ((left, losses, ""), (right, maps, "o")):
+            for colour, (column, title) in enumerate(titles.items(), number if len(maps) == 1 else 0):
+                look = {"color": f"C{colour}", "alpha": 0.35 if name in pale else 1}
+                if column in rows:
+                    values = rows.set_index("step")[column].dropna()
+                    values = values.ewm(span=8).mean() if axis is left else 100 * values
+                    axis.plot(values, mark + dash, label=None if name in pale else f"{title}, {name}", **look)
+                if column in final:
+                    axis.plot(facts["config"]["iterations"], 100 * final[column], "o", mfc="white", **look)
+    left.set(title="Loss terms, unweighted (smoothed)", xlabel="iteration", yscale="log")
+    right.set(title="Validation mIoU (%); hollow: all images", xlabel="iteration")
+    for axis in (left, right) if len(pale) < len(runs) else ():
+        axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)
+    return figure
+
+
+def plot_dynamics(curves: pd.DataFrame, titles: dict[str, str], hues: list[str], starts: list[int]) -> Figure:
+    """``over_training``, a panel for each name of ``titles``, in percent: means over the runs of each supervision in
+    ``hues`` with their 95 % t-intervals; dotted lines at ``starts``."""
+    figure, axes = plt.subplots(2, 4, figsize=(PAGE, 3.6), sharex=True)
+    for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
+        for number, supervision in enumerate(hues):
+            rows = curves[(curves["name"] == name) & (curves["supervision"] == supervision)].dropna(subset="value")
+            if (name, supervision) != ("c2s_share", "full"):  # the mask, all of it
+                _plot_bands(axis, rows, number, supervision)
+        for start in starts:
+            axis.axvline(start, color="0.5", lw=0.6, ls=":")
+        bottom, top = axis.get_ylim()
+        axis.set(title=title, ylim=(max(0, bottom), min(100, top)))
+    plt.setp(axes[1], xlabel="iteration")
+    axes[0, 0].set_ylabel("mIoU (%)")
+    axes[1, 0].set_ylabel("mIoU or share (%)")
+    axes[0, 0].legend(loc="lower right")
+    return figure
+
+
+def _plot_bands(axis: Axes, rows: pd.DataFrame, number: int, label: str) -> None:
+    """Means over runs with intervals: final scores hollow and apart, those on the way joined, shares smoothed."""
+    look = {"color": f"C{number}"}
+    for kind, part in rows.groupby("kind"):
+        if kind == "train":  # a moving mean of each run, then the interval over runs
+            part = part.sort_values("step")
+            part["value"] = part.groupby("run_id")["value"].transform(lambda v: v.rolling(5, min_periods=1).mean())
+        line = mean_interval(part, ["step"], "value").sort_values("step")
+        middle, half = 100 * line["mean"], 100 * line["half_width"].fillna(0)
+        if kind == "final":  # on all images: not the same scale as the points before it
+            hollow = {"fmt": MARKERS[number], "mfc": "white", "capsize": 2, "lw": 1, "label": label}
+            axis.errorbar(line["step"] * (1 + 0.05 * (number - 1)), middle, half, **hollow, **look)
+            continue
+        axis.plot(line["step"], middle, "-" if kind == "train" else MARKERS[number] + "-", **look)
+        for edge in (middle - half, middle + half):
+            axis.plot(line["step"], edge, lw=0.4, **look)
+        axis.fill_between(line["step"], middle - half, middle + half, alpha=0.12, lw=0, **look)
+
+
+def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]) -> Figure:
+    """Both minus c2s in points, a panel for each knob of ``gains`` (with its title), by the knob's value: means with
+    their 95 % t-intervals; small and hollow: the seeds of ``scores``, which is as ``by_difficulty`` gives it."""
+    knobs = gains.groupby("knob", sort=False)
+    figure, axes = plt.subplots(1, len(knobs), figsize=(PAGE * len(knobs) / 2, 2.4), squeeze=False, sharey=True)
+    for axis, (knob, part) in zip(axes[0], knobs, strict=True):
+        for number, (key, gain) in enumerate(part.groupby(["protocol", "map"], sort=False)):
+            at, look = np.arange(len(gain)) + 0.2 * (number - 1), {"color": f"C{number}", "marker": MARKERS[number]}
+            look_of_mean = {"ls": "none", "capsize": 2, "lw": 1, "label": MAP_TITLES[key[1]], **look}
+            axis.errorbar(at, 100 * gain["mean"], 100 * gain["half_width"].fillna(0), **look_of_mean)
+            runs = of_maps(scores[scores["knob"] == knob], (key,)).pivot_table("iou", ["at", "seed"], "supervision")
+            seeds = runs.eval("both - c2s").dropna()
+            place = seeds.index.get_level_values("at").map(dict(zip(gain["at"], at - 0.08, strict=True)))
+            axis.plot(place, 100 * seeds, ls="none", ms=2.2, mfc="white", mew=0.6, **look)
+        axis.set_xticks(range(len(gain)), gain["at"])
+        axis.axhline(0, color="black", lw=0.6)
+        axis.set_xlabel(titles[knob])
+    axes[0, 0].set_ylabel("gain of both over c2s (points)")
+    axes[0, 0].legend()
+    return figure

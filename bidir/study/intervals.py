@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
-from scipy.stats import t
+from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes long to import
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str, level: float = 0.95) -> pd.DataFrame:
-    """Mean of ``value`` per group with its t-interval: columns mean, half_width (NaN for one seed), seeds.
-
-    At three seeds a t-interval of 95 % covers 95 %; a bootstrap would cover far less.
-    """
+    """Mean of ``value`` per group with its t-interval: columns mean, half_width (NaN for one seed), seeds. At
+    three seeds a t-interval of 95 % covers 95 %; a bootstrap would cover far less."""
     _require_single(table, by)
     groups = table.groupby(by, sort=False)[value]
     result = groups.agg(mean="mean", half_width="sem", seeds="count").reset_index()
-    result["half_width"] *= t.ppf((1 + level) / 2, (result["seeds"] - 1).where(result["seeds"] > 1))
+    result["half_width"] *= stdtrit((result["seeds"] - 1).where(result["seeds"] > 1), (1 + level) / 2)
     return result
 
 
 def t_interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
     """Lower and upper end of the t-interval of a mean; the mean itself for a single value."""
-    mean, half = values.mean(), t.ppf((1 + level) / 2, max(1, len(values) - 1)) * values.sem()
+    mean, half = values.mean(), stdtrit(max(1, len(values) - 1), (1 + level) / 2) * values.sem()
     return (mean, mean) if len(values) < 2 else (mean - half, mean + half)
 
 
 def paired_difference(
     table: pd.DataFrame, column: str, first: object, second: object, by: list[str], value: str, level: float = 0.95
 ) -> pd.DataFrame:
-    """Mean over shared seeds of ``value`` where ``column`` is ``second`` minus where it is ``first``, per group.
-
-    Columns as ``mean_interval``; seeds that only one side has are left out.
-    """
+    """Mean over shared seeds of ``value`` where ``column`` is ``second`` minus where it is ``first``, per group;
+    columns as ``mean_interval``. Seeds that only one side has are left out."""
     sides = [table[table[column] == side] for side in (first, second)]
     for side in sides:
         _require_single(side, by)
@@ -40,16 +37,12 @@ def paired_difference(
 
 
 def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str = "iou") -> pd.DataFrame:
-    """``paired_difference`` of several pairs of values of ``column``: with first, second and what it says.
-
-    ``reading``: higher or lower where the interval leaves out 0, else not resolved.
-    """
+    """``paired_difference`` of several pairs of values of ``column``: with first, second and the
+    ``reading``: higher or lower where the interval leaves out 0, else not resolved; one seed: no interval."""
     rows = [paired_difference(scores, column, a, b, by, value).assign(first=a, second=b) for a, b in pairs]
     table = pd.concat(rows, ignore_index=True)
-    higher, lower = table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
-    table["reading"] = "not resolved"
-    table.loc[higher, "reading"], table.loc[lower, "reading"] = "higher", "lower"
-    table.loc[table["seeds"] < 2, "reading"] = "one seed"
+    few, higher, lower = table["seeds"] < 2, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
+    table["reading"] = np.select([few, higher, lower], ["one seed", "higher", "lower"], "not resolved")
     return table[["first", "second", *by, "mean", "half_width", "seeds", "reading"]]
 
 
@@ -71,3 +64,8 @@ def percent(mean: float, half_width: float = float("nan"), signed: bool = False)
     """A fraction and its half width as percent: ``44.9 ± 1.2``, without the latter where it is unknown."""
     text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
     return text if pd.isna(half_width) else f"{text} ± {100 * half_width:.1f}"
+
+
+def interval_text(numbers: pd.DataFrame, signed: bool = False) -> list[str]:
+    """``percent`` of the columns mean and half_width, row by row."""
+    return [percent(*row, signed=signed) for row in numbers[["mean", "half_width"]].to_numpy()]

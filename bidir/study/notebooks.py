@@ -25,6 +25,7 @@ from bidir.atomic import write_text
 from bidir.config import RunConfig, resolve
 from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
+from bidir.study.tables import forget
 
 
 class NotebookError(ChildProcessError):
@@ -124,12 +125,6 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
                 for kind in ("figures/fig", "tables/table") if lacking else ():
                     forget(resolve(results) / f"{kind}{name[1]}[_a-z]*")
     return outcomes
-
-
-def forget(stem: Path) -> None:
-    """Remove what was drawn of a figure or table before, since its runs are lacking now."""
-    for old in stem.parent.glob(f"{stem.name}.*"):
-        old.unlink()
 
 
 def write_report(results: list[str | Path], html: Path) -> None:

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from bidir.config import RunConfig
 from bidir.data.loader import TrainingCrops, WholeImages, collate
 from bidir.data.open import open_split
-from bidir.data.overlay import draw_overlay, named_regions
+from bidir.data.overlay import draw_overlay, named_regions, save_palette_png
 from bidir.data.split import Split
 from bidir.method.tensors import nearest
 from bidir.run.checkpoint import load_network
 from bidir.run.evaluation import predict_maps
-from bidir.study.figures import MAP_TITLES, PAGE, SHOWN, Maps
+from bidir.study.figures import PAGE
+from bidir.study.tables import MAP_TITLES, SHOWN, Maps
 
 OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
 
@@ -26,17 +28,14 @@ OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
 def plot_samples(config: RunConfig, count: int = 8) -> Figure:
     """Training crops as the network gets them, with image labels and the box of the true image."""
     split = open_split(config, "train")
-    crops = TrainingCrops(split, config)
+    crops, names = TrainingCrops(split, config), np.array(split.class_names)
     figure, axes = plt.subplots(1, count, figsize=(PAGE, PAGE / count + 0.3))
-    for axis, index in zip(axes, np.linspace(0, len(split) - 1, count).astype(int), strict=True):
-        crop = crops[0, int(index)]
-        axis.imshow(crop.image[0].permute(1, 2, 0).byte().numpy())
+    for axis, index in zip(axes, np.linspace(0, len(split) - 1, count).astype(int).tolist(), strict=True):
+        crop = crops[0, index]
         top, left, bottom, right = crop.box[0].tolist()
-        axis.add_patch(
-            plt.Rectangle((left, top), right - left - 1, bottom - top - 1, fill=False, color="white", lw=0.8)
-        )
-        names = [name for name, there in zip(split.class_names, split.labels[index], strict=True) if there]
-        axis.set_title("\n".join(names), fontsize=6.5, loc="center")
+        axis.imshow(crop.image[0].permute(1, 2, 0).byte().numpy())
+        axis.add_patch(plt.Rectangle((left, top), right - left - 1, bottom - top - 1, fill=False, ec="white", lw=0.8))
+        axis.set_title("\n".join(names[split.labels[index]]), fontsize=6.5, loc="center")
         axis.axis("off")
     return figure
 
@@ -44,14 +43,28 @@ def plot_samples(config: RunConfig, count: int = 8) -> Figure:
 def plot_qualitative(
     checkpoint: Path, images: list[int], maps: Maps = SHOWN, part: str = "val", **where: str
 ) -> Figure:
-    """Rows: images of ``part``; columns: image, mask, then ``maps`` (protocol, name) of a checkpoint.
-
-    ``where`` may override configuration fields such as ``data_root``.
-    """
+    """Rows: images of ``part``; columns: image, mask, then ``maps`` of a checkpoint. ``where``: settings other than the
+    run's, such as ``data_root``."""
     split, masks = predicted_masks(checkpoint, images, maps, part, **where)
     named = [name for _, name in maps]
     titles = {key: MAP_TITLES[key[1]] + (f", {key[0]}" if named.count(key[1]) > 1 else "") for key in maps}
     return draw_masks(split, images, {titles[key]: made for key, made in masks.items()})
+
+
+def stored_masks(
+    folder: Path, split: Split, images: list[int], checkpoint: Path, anew: bool = False, **where: str
+) -> dict[str, dict[int, np.ndarray]]:
+    """The masks of the maps ``SHOWN``, by title and image, kept in ``folder`` as palette PNG; made from ``checkpoint``
+    where one is lacking, or ``anew``. Errors: ``FileNotFoundError`` if that takes a checkpoint that is not there."""
+    files = {key: {i: folder / "-".join(key) / f"{split.names[i]}.png" for i in images} for key in SHOWN}
+    if anew or not all(file.is_file() for row in files.values() for file in row.values()):
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"maps are lacking in {folder}, and there is no {checkpoint}; set runs_dir")
+        for key, masks in predicted_masks(checkpoint, images, SHOWN, **where)[1].items():
+            for i, mask in masks.items():
+                save_palette_png(mask, files[key][i])
+    return {MAP_TITLES[key[1]]: {i: np.array(Image.open(file)) for i, file in row.items()}
+            for key, row in files.items()}  # fmt: skip
 
 
 def predicted_masks(
@@ -73,17 +86,13 @@ def draw_masks(
     split: Split, images: list[int], masks: dict[str, dict[int, np.ndarray]], rows: list[str] | None = None
 ) -> Figure:
     """Rows: images of ``split``; columns: image, true mask if there is one, then ``masks`` by title, as overlays."""
-    truth = {"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}
-    columns: dict[str, dict[int, np.ndarray]] = {"image": {i: split.read_image(i) for i in images}}
-    drawn = {**truth, **masks}
-    for title, made in drawn.items():
-        columns[title] = {i: draw_overlay(split.read_image(i), made[i], names=()) for i in images}
-    heights = [columns["image"][i].shape[0] / columns["image"][i].shape[1] for i in images]
-    width = PAGE / len(columns)
-    figure, axes = plt.subplots(
-        len(images), len(columns), figsize=(PAGE, width * sum(heights) + 0.4), squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-    )  # fmt: skip
+    photos = {i: split.read_image(i) for i in images}
+    drawn = {**({"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}), **masks}
+    overlays = {title: {i: draw_overlay(photos[i], made[i], names=()) for i in images} for title, made in drawn.items()}
+    columns = {"image": photos, **overlays}
+    heights = [photos[i].shape[0] / photos[i].shape[1] for i in images]
+    size = (PAGE, PAGE / len(columns) * sum(heights) + 0.4)
+    figure, axes = plt.subplots(len(images), len(columns), figsize=size, squeeze=False, height_ratios=heights)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
     for row, i in enumerate(images):
         for axis, (title, pictures) in zip(axes[row], columns.items(), strict=True):

@@ -63,7 +63,9 @@ def draw_creature(
     """
     own, coat = np.array(CREATURES[name][0]), np.array(COATS[random.integers(len(COATS))])
     colour = tuple(
-        np.clip(own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3), 20, 250).astype(int)
+        np.clip(own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3), 20, 250)
+        .astype(int)
+        .tolist()
     )
     layer = Image.new("RGBA", (size, size), (*colour, 0))
     draw = ImageDraw.Draw(layer)
@@ -74,7 +76,7 @@ def draw_creature(
         x, y = points[:, 0] * facing * length, points[:, 1] * length
         return list(zip(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos, strict=True))
 
-    def shape(points: np.ndarray | list[Point], shade: float | Colour = 1.0) -> None:
+    def shape(points: np.ndarray | list[Point] | list[np.ndarray], shade: float | Colour = 1.0) -> None:
         fill = _shade(colour, shade) if isinstance(shade, float) else shade
         draw.polygon(place(np.array(points)), fill=(*fill, 255))
 

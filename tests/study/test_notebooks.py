@@ -1,21 +1,18 @@
 """The notebooks as a user runs them: papermill, end to end on a small generated dataset."""
 
 import base64
-import csv
 import json
 import re
-import shutil
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
-from papermill.exceptions import PapermillExecutionError
 
 from bidir.config import ConfigError
-from bidir.execution import make_figures, run_notebook, run_training, write_report
-from bidir.registry import SCHEMA, collect, grid_scores, read_registry, write_registry
-from bidir.sweep import read_grid, write_tables
+from bidir.study.grid import read_grid
+from bidir.study.notebooks import NotebookError, make_figures, run_notebook, run_training, write_report
+from bidir.study.registry import read_registry, write_registry
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of papermill
 
@@ -87,71 +84,12 @@ def test_wrong_parameters_stop_before_papermill(workspace):
     [({"learnign_rate": 0.1}, "did you mean 'learning_rate'"), ({"object_aware_decoding": "true"}, "needs a bool")],
 )
 def test_wrong_parameters_given_to_papermill_itself_stop_the_notebook(tmp_path, parameters, message):
-    with pytest.raises(PapermillExecutionError, match=re.escape(message)):
+    with pytest.raises(NotebookError, match=re.escape(message)) as error:
         run_notebook("10_train", {**parameters, "runs_dir": str(tmp_path / "runs")}, tmp_path / "out.ipynb")
+    assert error.value.kind == "ConfigError"
+    assert message in error.value.message
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "out.ipynb").exists()
-
-
-def test_the_registry_is_what_the_run_folders_say(batch):
-    """Counted and read anew with the csv and json modules alone."""
-    _, _, jobs, out = batch
-    tables = read_registry(out)
-    folders = {job.folder.run_id: job.folder.path for job in jobs}
-    assert {name: list(table.columns) for name, table in tables.items()} == {n: list(c) for n, c in SCHEMA.items()}
-    assert sorted(tables["runs"]["run_id"]) == sorted(folders)
-    assert len(tables["grids"]) == len(jobs)
-    for name in ("per_class", "per_image"):
-        rows = 0
-        for run_id, folder in folders.items():
-            with open(folder / f"{name}.csv") as file:
-                written = list(csv.DictReader(file))
-            rows += len(written)
-            mine = tables[name][tables[name]["run_id"] == run_id].reset_index(drop=True)
-            column = {"per_class": "iou", "per_image": "hit"}[name]
-            for place in (0, len(written) // 2, len(written) - 1):
-                assert mine.loc[place, column] == pytest.approx(float(written[place][column] or "nan"), nan_ok=True)
-        assert len(tables[name]) == rows
-    for run_id, folder in folders.items():
-        logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        values = sum(len(row) - 2 for row in logged)  # all but step and kind
-        assert (tables["per_step"]["run_id"] == run_id).sum() == values
-    from_csv = pd.read_csv(out / "per_class.csv")
-    pd.testing.assert_frame_equal(from_csv, tables["per_class"], check_dtype=False, rtol=1e-5)
-
-
-def test_the_registry_is_rebuilt_from_folders_that_are_not_finished_too(batch, tmp_path):
-    path = tmp_path / "half"
-    path.mkdir()
-    facts = json.loads((batch[2][0].folder.path / "run.json").read_text())
-    (path / "run.json").write_text(json.dumps({**facts, "run_id": "half"}))
-    (path / "FAILED").write_text("the reason\n")
-    tables = collect([path, tmp_path / "nothing"])
-    assert tables["runs"][["run_id", "state", "reason"]].to_numpy().tolist() == [["half", "failed", "the reason"]]
-    assert tables["per_class"].empty
-    with pytest.raises(LookupError, match="grid 'losses' holds no finished run"):
-        grid_scores(read_registry(batch[3]), "losses")
-    with pytest.raises(FileNotFoundError, match="bidir sweep GRID --out"):
-        read_registry(tmp_path)
-
-
-def test_finished_runs_stay_in_a_registry_when_their_folders_are_gone(batch, tmp_path):
-    grid, folders, jobs, out = batch
-    copy, half = tmp_path / "registry", tmp_path / "runs"
-    shutil.copytree(out, copy)
-    half.mkdir()
-    gone = {job.folder.run_id for job in jobs[1:]} - {jobs[0].folder.run_id}
-    (half / jobs[0].folder.run_id).symlink_to(jobs[0].folder.path)
-    write_tables(read_grid(grid, **{**folders, "runs_dir": str(half)}), copy)
-    before, after = read_registry(out), read_registry(copy)
-    assert len(gone) == len(before["runs"]) - 1
-    for name, table in before.items():
-        order = [column for column in table.columns if column in ("run_id", "grid", "seed", "step", "name")]
-        one, other = (t.sort_values(order, kind="stable", ignore_index=True) for t in (table, after[name]))
-        pd.testing.assert_frame_equal(one, other, check_dtype=False)
-    (half / jobs[0].folder.run_id).unlink()
-    write_tables(read_grid(grid, **{**folders, "runs_dir": str(half)}, lambda_c2s=0.3), copy)
-    assert read_registry(copy)["runs"].empty  # other settings are other runs
 
 
 CELLS = {  # the other grids of the study, as copies of the runs of `directions`: settings, and what mIoU is raised by
@@ -268,3 +206,16 @@ def test_watching_a_batch(batch, tmp_path):
     assert any("image/png" in o.get("data", {}) for o in outputs)
     count = len({job.folder.run_id for job in jobs})
     assert any("done" in (text := o.get("data", {}).get("text/plain", "")) and str(count) in text for o in outputs)
+
+
+def test_data_is_prepared_by_a_notebook(published_voc, published_coco, tmp_path):
+    source, sbd = published_voc
+    given = {"source": str(source), "sbd": str(sbd), "out": str(tmp_path / "voc"), "any_count": True}
+    run_notebook("01_prepare_data", given, tmp_path / "voc.ipynb")
+    given = {"dataset": "coco", "source": str(published_coco), "out": str(tmp_path / "coco_out"), "any_count": True}
+    run_notebook("01_prepare_data", given, tmp_path / "coco.ipynb")
+    for kind, counts in (("voc", {"train": 2, "val": 2, "test": 1, "train_aug": 5}), ("coco", {"train": 2, "val": 1})):
+        folder = tmp_path / ("voc" if kind == "voc" else "coco_out")
+        assert json.loads((folder / "manifest.json").read_text())["images"] == counts
+        outputs = [o for cell in nbformat.read(tmp_path / f"{kind}.ipynb", 4).cells for o in cell.get("outputs", [])]
+        assert sum("image/png" in o.get("data", {}) for o in outputs) == 2

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from bidir.statistics import compare, mean_interval, paired_difference, percent, t_interval
+from bidir.study.intervals import compare, mean_interval, paired_difference, percent, t_interval
 
 T2 = 4.302653  # t(0.975, 2) from Student's table
 

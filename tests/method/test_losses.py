@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bidir.losses import affinity_loss, classification_loss, dense_loss, foreground_target
+from bidir.method.losses import affinity_loss, classification_loss, dense_loss, foreground_target
 
 
 def sigmoid(x):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,19 +14,15 @@ import psutil
 import pytest
 import torch
 
-from bidir.benchmark import forecast
-from bidir.checks import check_processes
-from bidir.config import ConfigError
-from bidir.data import dataset_manifest, open_split
-from bidir.data.loader import TrainingCrops, collate
-from bidir.runs import RunFolder, load_checkpoint, read_rows
-from bidir.training import fit
+from bidir.run.checkpoint import load_checkpoint
+from bidir.run.machine import free_port
+from bidir.run.training import fit
 
 CHILD = """
 import json, sys, torch
 from bidir import RunConfig, fit, load_network, open_split
-from bidir.evaluation import evaluate
-from bidir.processes import rank
+from bidir.run.evaluation import evaluate
+from bidir.method.distributed import rank
 
 torch.nn.Dropout2d.forward = lambda self, x: x  # the one thing that differs between processes on purpose
 config = RunConfig.from_parameters(json.loads(sys.argv[1]))
@@ -49,15 +44,8 @@ def config(quick, workspace):
     return quick.replace(**changes, runs_dir=str(workspace / "one_process"))
 
 
-def folder_of(config):
-    return RunFolder(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
-
-
 def start(config, processes, *more):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    address = ["--master-addr", "127.0.0.1", "--master-port", free_port()]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), *address]
     module = [*(launcher if processes > 1 else []), str(more[0])]
     command = [sys.executable, *module, json.dumps(vars(config)), *map(str, more[1:])]
@@ -78,7 +66,7 @@ def script(workspace):
 
 
 @pytest.fixture(scope="module")
-def pair(config, script, workspace):
+def pair(config, script, workspace, folder_of):
     """The same run by one process and by two."""
     two = config.replace(runs_dir=str(workspace / "two_processes"))
     finish(start(config, 1, script, workspace / "scores1"))
@@ -90,7 +78,7 @@ def test_two_processes_train_as_one(pair):
     one, two = pair
     assert one.run_id == two.run_id
     assert (one.facts()["processes"], two.facts()["processes"]) == (1, 2)
-    rows = [pd.DataFrame(read_rows(folder.metrics)) for folder in pair]
+    rows = [pd.DataFrame(folder.rows()) for folder in pair]
     train = [table[table["kind"] == "train"].drop(columns="kind").dropna(axis=1, how="all") for table in rows]
     assert len(train[0]) == 14
     assert {"c2s", "s2c"} <= set(train[1].columns)
@@ -110,12 +98,12 @@ def test_scores_do_not_depend_on_the_number_of_processes(pair, config, script, w
 
 
 @pytest.mark.slow
-def test_the_run_goes_on_after_a_process_was_killed(pair, config, script, workspace):
+def test_the_run_goes_on_after_a_process_was_killed(pair, config, script, workspace, folder_of):
     again = config.replace(runs_dir=str(workspace / "killed"))
     folder = folder_of(again)
     child = start(again, 2, script)
     until = time.monotonic() + 120
-    while not (read_rows(folder.metrics) and read_rows(folder.metrics)[-1]["step"] >= 6):
+    while folder.last_step() < 6:
         assert time.monotonic() < until, child.poll()
         time.sleep(0.05)
     workers = psutil.Process(child.pid).children()
@@ -125,7 +113,7 @@ def test_the_run_goes_on_after_a_process_was_killed(pair, config, script, worksp
     assert not folder.done.exists()
     finish(start(again, 2, script))
     assert folder.facts()["resumed_at"] in (4, 8)
-    assert read_rows(folder.metrics) == read_rows(pair[1].metrics)
+    assert folder.rows() == pair[1].rows()
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(config, script, workspace):
@@ -135,22 +123,19 @@ def test_a_batch_that_cannot_be_shared_is_an_error(config, script, workspace):
     assert not (workspace / "odd").exists()
 
 
-def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path, script):
+def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path, script, folder_of):
     """Without Branch-S there is no batch norm that learns, so the split changes rounding alone."""
     short = quick.replace(supervision="none", iterations=4, eval_every=0, runs_dir=str(tmp_path / "whole"))
     parts = short.replace(images_per_pass=3, runs_dir=str(tmp_path / "parts"))
-    losses = [[row["loss"] for row in read_rows(fit(c, progress=False) / "metrics.jsonl")] for c in (short, parts)]
+    losses = []
+    for each in (short, parts):
+        fit(each, progress=False)
+        losses.append([row["loss"] for row in folder_of(each).rows()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     shared = short.replace(images_per_pass=1, runs_dir=str(tmp_path / "shared"))
     finish(start(shared, 2, script))
-    assert [row["loss"] for row in read_rows(folder_of(shared).metrics)] == pytest.approx(losses[0], rel=1e-4)
+    assert [row["loss"] for row in folder_of(shared).rows()] == pytest.approx(losses[0], rel=1e-4)
     assert folder_of(short).run_id != folder_of(shared).run_id  # with Branch-S, means are over a pass
-    split = open_split(quick, "train")
-    batch = collate([TrainingCrops(split, quick)[0, i] for i in range(5)])
-    pieces = batch.parts(2)
-    assert [len(piece.image) for piece in pieces] == [2, 2, 1]
-    assert torch.equal(torch.cat([piece.label for piece in pieces]), batch.label)
-    assert batch.parts(0)[0] is batch
 
 
 def test_processes_from_a_notebook(config, workspace):
@@ -171,26 +156,6 @@ from bidir import RunConfig, fit
 torch.zeros(3, 400, 400, dtype=torch.uint8).float().exp()  # OpenMP's threads are there now
 print(fit(RunConfig.from_parameters(json.loads(sys.argv[1])), progress=False))
 """
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes, which share it; set a multiple such as 6"),
-        ({"processes": 2, "encoder_norm": "trained"}, "its batch norm knows its own process alone"),
-    ],
-)
-def test_processes_that_cannot_share_are_refused_before_they_start(quick, tmp_path, changes, message):
-    for act in (fit, forecast):
-        with pytest.raises(ConfigError, match=message):
-            act(quick.replace(**changes, runs_dir=str(tmp_path)))
-
-
-def test_no_more_processes_than_gpus(quick, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="processes = 2, but there are 1 GPUs"):
-        check_processes(quick.replace(processes=2, device="auto"), 2)
-    check_processes(quick.replace(processes=2, device="cpu"), 2)
 
 
 @pytest.mark.slow
@@ -215,9 +180,3 @@ def test_processes_share_pseudo_masks_and_leave_those_of_another_model(pair, wor
     assert refused.returncode != 0
     assert "masks of another model" in refused.stderr
     assert sorted((tmp_path / "two").glob("*.png")) == left
-
-
-def test_torchrun_and_processes_exclude_each_other(quick, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match="torchrun has started its own"):
-        check_processes(quick.replace(processes=2), 2)

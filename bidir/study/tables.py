@@ -1,0 +1,204 @@
+"""Tables of a study: what its runs scored, by what was varied; and how a table is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from bidir.atomic import write_text
+from bidir.study.intervals import compare, interval_text, mean_interval, percent, seed_count
+from bidir.study.registry import grid_scores
+
+Maps = tuple[tuple[str, str], ...]
+Tables = dict[str, pd.DataFrame]  # a registry
+MAP_TITLES = {
+    "cam": "CAM", "seed": "propagated seed", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
+    "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
+}  # fmt: skip
+SHOWN: Maps = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # of a figure, by default
+SIZES = {"< 2 %": 0.02, "2-5 %": 0.05, "5-10 %": 0.1, "10-20 %": 0.2, "> 20 %": 1.0}  # of an object: share of the image
+DIFFERENCES = (
+    "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
+    "the number of comparisons; not resolved: the interval holds 0."
+)
+
+
+def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: str) -> None:
+    """Write ``text`` (cells ready to read) as Markdown and LaTeX, and ``numbers``, which it shows, as CSV."""
+    shared = {"headers": "keys", "showindex": False, "disable_numparse": True}
+    markdown, latex = (tabulate(text.reset_index(), tablefmt=kind, **shared) for kind in ("github", "latex_booktabs"))
+    latex = latex.replace("±", r"$\pm$").replace("−", "$-$")
+    write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
+    write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
+    write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
+
+
+def forget(stem: Path) -> None:
+    """Remove what was drawn of a figure or table before, since its runs are lacking now."""
+    for old in stem.parent.glob(f"{stem.name}.*"):
+        old.unlink()
+
+
+def mean_scores(tables: Tables, grid: str) -> pd.DataFrame:
+    """``grid_scores`` of class ``mean``: a row per run, protocol and map, its iou is mIoU. Errors: ``LookupError``."""
+    return grid_scores(tables, grid).query("`class` == 'mean'")
+
+
+def of_maps(scores: pd.DataFrame, maps: Maps) -> pd.DataFrame:
+    """The rows of ``scores`` whose (protocol, map) is one of ``maps``."""
+    return scores[pd.MultiIndex.from_frame(scores[["protocol", "map"]]).isin(list(maps))]
+
+
+def short_title(name: str) -> str:
+    """A map's title without what is in brackets and without mathematics."""
+    return MAP_TITLES[name].split(" (")[0].replace("$", "")
+
+
+def caption_of(scores: pd.DataFrame, by: list[str], dots: bool = True) -> str:
+    """What a caption says of its runs: their scale, how many seeds each group of ``by`` has, and what ``plot_seeds``
+    drew, if ``dots``. ``scores``: a row per run or more, with the runs' settings."""
+    scale = scores[["iterations", "batch_size", "crop_size"]].drop_duplicates().to_numpy()
+    trained = " or ".join(f"{steps} iterations of {batch} crops of {crop} px" for steps, batch, crop in scale)
+    seeds = seed_count(scores.groupby(by)["seed"].nunique())
+    drawn = " Dots: runs, those of a seed joined; beside them their mean with its 95 % t-interval." if dots else ""
+    return f"Trained for {trained}; {seeds}.{drawn}"
+
+
+def wide_text(numbers: pd.DataFrame, by: list[str], across: str | list[str], signed: bool = False) -> pd.DataFrame:
+    """``interval_text`` as a row per group of ``by``, sorted, and a column per value of ``across``."""
+    return numbers.assign(text=interval_text(numbers, signed)).pivot(index=by, columns=across, values="text")
+
+
+def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean mIoU ± half width per ``by`` and map: the text of a table, and its numbers."""
+    numbers = mean_interval(scores, [*by, "protocol", "map"], "iou")
+    text = wide_text(numbers, by, ["protocol", "map"])[list(maps)]
+    text.columns = [f"{short_title(name)} ({protocol})" for protocol, name in maps]
+    seeds = numbers.groupby(by, sort=False)["seeds"].min()
+    return text.loc[seeds.index].assign(seeds=seeds), numbers
+
+
+def save_differences(scores: pd.DataFrame, column: str, pairs: list[tuple], maps: Maps, stem: Path) -> pd.DataFrame:
+    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does.
+
+    Errors: ``LookupError`` if there is no such pair.
+    """
+    values = set(scores[column])
+    pairs = [pair for pair in pairs if {*pair} <= values]
+    if not pairs:
+        raise LookupError(f"of {', '.join(sorted(values))} no two are to be compared; run more of the grid")
+    numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
+    text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"])
+    text = text.assign(difference=interval_text(numbers, signed=True)).set_index("comparison")
+    text = text[["protocol", "map", "difference", "seeds", "reading"]]
+    save_table(text, numbers, stem, DIFFERENCES)
+    return text
+
+
+def iou_of(counts: pd.DataFrame) -> pd.Series:
+    """IoU, 0..1, of each row of pixels hit, true and predicted."""
+    return counts["hit"] / (counts["true"] + counts["predicted"] - counts["hit"])
+
+
+def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Grid ``sensitivity`` beside grid ``base``, at the seeds of the first; mIoU of all maps.
+
+    The first table: each of ``settings`` that was moved, in turn, with the full method; columns setting and at, its
+    value. The second: every run once, its case what was moved, or ``both`` and ``c2s`` of ``base``.
+    """
+    moved = mean_scores(tables, "sensitivity")
+    base = mean_scores(tables, "base").query("seed in @moved.seed")
+    cells = pd.concat([moved, *(base.query("supervision == @name").assign(case=name) for name in ("both", "c2s"))])
+    parts = []
+    for name in settings:
+        if (mine := cells["case"].str.startswith(f"{name}=")).any():
+            part = cells[mine | (cells["case"] == "both")].drop_duplicates(["run_id", "protocol", "map"])
+            parts.append(part.assign(setting=name, at=part[name]))
+    return pd.concat(parts, ignore_index=True), cells
+
+
+def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
+    """Grid ``directions`` over its iterations: supervision, seed, run_id, kind, name (those of ``names``), step, value.
+
+    kind val: protocol/map is mIoU on some validation images; final: on all; train: of a batch. Values 0..1.
+    """
+    steps, last = grid_scores(tables, "directions", "per_step"), mean_scores(tables, "directions")
+    last = last.assign(name=last["protocol"] + "/" + last["map"], value=last["iou"], step=last["iterations"])
+    rows = pd.concat([steps[steps["kind"] == "val"], last.assign(kind="final"), steps[steps["kind"] == "train"]])
+    return rows.loc[rows["name"].isin(names), ["supervision", "seed", "run_id", "kind", "name", "step", "value"]]
+
+
+def teacher_weights(tables: Tables, names: list[str]) -> pd.DataFrame:
+    """What each teacher says, by quarters of training: weighted loss over L_cls, share of the pixels that it labels.
+
+    Columns supervision, until (last iteration of the quarter), name (of ``names``), mean, half_width (0..1), seeds.
+    """
+    steps = grid_scores(tables, "directions", "per_step").query("supervision in ['c2s', 's2c', 'both']")
+    keys = ["supervision", "seed", "iterations", "step", "lambda_c2s", "lambda_s2c"]
+    wide = steps[steps["kind"] == "train"].pivot_table("value", keys, "name")
+    wide = wide.reindex(columns=["cls", "c2s", "s2c", "c2s_share", "s2c_share"]).reset_index()
+    wide["until"] = (-(-4 * wide["step"] // wide["iterations"]) * wide["iterations"] / 4).round().astype(int)
+    for teacher in ("c2s", "s2c"):
+        wide[f"weight of {teacher}"] = wide[f"lambda_{teacher}"] * wide[teacher] / wide["cls"]
+    wide = wide.rename(columns={"c2s_share": "labelled by Y_c", "s2c_share": "foreground in Y_s"})
+    keys = ["supervision", "until", "seed"]
+    parts = wide.groupby(keys)[names].mean().reset_index().melt(keys, names, "name").dropna(subset="value")
+    return mean_interval(parts, ["supervision", "until", "name"], "value")
+
+
+def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """IoU over all objects of a size, and how many of them there are. An object: a class in an image; its size, one of
+    ``SIZES``: its share of it. ``pixels``: rows of ``per_image`` of one map.
+
+    Columns supervision, seed, run_id, size, hit, true, predicted, iou.
+    """
+    whole = pixels.groupby(["run_id", "image"])["true"].transform("sum")
+    sizes = pd.cut(pixels["true"] / whole, [0, *SIZES.values()], labels=[*SIZES]).astype(object)
+    objects = pixels.assign(size=sizes)[(pixels["class"] != "background") & (pixels["true"] > 0)]
+    groups = objects.groupby(["supervision", "seed", "run_id", "size"], sort=False)
+    sums = groups[["hit", "true", "predicted"]].sum().reset_index()
+    counts = objects.loc[objects["run_id"] == objects["run_id"].iloc[0], "size"].value_counts()
+    counts = counts[[size for size in SIZES if size in counts]]
+    return sums.assign(iou=iou_of(sums)).sort_values("supervision", ascending=False), counts
+
+
+def by_difficulty(tables: Tables, knobs: dict[str, str]) -> pd.DataFrame:
+    """mIoU in the finished grids of ``knobs`` (grid -> the setting that it varies) and in ``base``, at shared seeds.
+
+    Columns knob, the setting, and at, its value; empty if no such grid is finished, or not ``base``.
+    """
+    done, parts = set(tables["grids"].query("state == 'done'")["grid"]), []
+    for grid, knob in knobs.items():
+        if {grid, "base"} <= done:
+            base = mean_scores(tables, "base")
+            part = pd.concat([mean_scores(tables, grid), base]).drop_duplicates(["run_id", "protocol", "map"])
+            part, moved = part.assign(knob=knob, at=part[knob]), part[knob] != base[knob].iloc[0]
+            parts.append(part[part["seed"].isin(part.loc[moved, "seed"])])
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def findings(folders: dict[str, Path], questions: dict[str, dict[tuple[str, str], str]]) -> pd.DataFrame:
+    """Differences that were drawn in registries (by title), each the answer to a question about its pair of cells.
+
+    ``questions``: by name of the table. Columns data, what is added, seeds, map, difference (points), reading.
+    """
+    rows = []
+    for title, folder in folders.items():
+        for name, asked in questions.items():
+            path = folder / "tables" / f"{name}.csv"
+            for row in of_maps(pd.read_csv(path), SHOWN).itertuples() if path.is_file() else ():
+                if (row.first, row.second) in asked:
+                    text = f"{percent(row.mean, row.half_width, signed=True)} ({row.reading})"
+                    what = asked[row.first, row.second], row.seeds, short_title(row.map)
+                    rows.append((title, *what, text, row.reading))
+    return pd.DataFrame(rows, columns=["data", "what is added", "seeds", "map", "difference", "reading"])
+
+
+def runs_by_grid(tables: Tables) -> pd.DataFrame:
+    """Finished runs by grid and scale: how many, with how many seeds, and their median seconds."""
+    runs = tables["grids"][["grid", "run_id"]].merge(tables["runs"].query("state == 'done'"), on="run_id")
+    groups = runs.groupby(["grid", "iterations", "batch_size", "crop_size", "encoder"], sort=False)
+    counts = groups.agg(runs=("run_id", "nunique"), seeds=("seed", "nunique"), seconds=("seconds", "median"))
+    return counts.reset_index().rename(columns={"seconds": "median seconds"})

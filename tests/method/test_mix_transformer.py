@@ -1,0 +1,31 @@
+"""Our Mix Transformer against transformers' SegFormer."""
+
+import pytest
+import torch
+
+from bidir.method.mix_transformer import VARIANTS, MixTransformer
+from bidir.method.weights import mix_transformer_state
+
+COUNTS = {"mit_b0": 3.3e6, "mit_b1": 13.2e6, "mit_b2": 24.2e6, "mit_b3": 44.1e6, "mit_b4": 60.8e6, "mit_b5": 81.4e6}
+
+
+def test_features_are_those_of_segformer(segformer):
+    """Standard strides, the same random weights, an input that is no multiple of 32."""
+    ours = MixTransformer(*VARIANTS["mit_b0"], strides=(4, 2, 2, 2)).eval()
+    ours.load_state_dict(mix_transformer_state(segformer.state_dict()))
+    image = torch.rand(2, 3, 100, 68) * 255
+    with torch.no_grad():
+        features, attention = ours(image, attention=True)
+        theirs = segformer((image - ours.mean) / ours.std, output_hidden_states=True, output_attentions=True)
+    for mine, other in zip(features, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    # theirs is after softmax, of all blocks; ours before it, of the last two
+    torch.testing.assert_close(attention.softmax(-1), torch.cat(theirs.attentions[-2:], 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_counts(name):
+    """Of the SegFormer paper's table of encoders (without classifier), to the precision it gives."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in MixTransformer(*VARIANTS[name]).parameters())
+    assert count == pytest.approx(COUNTS[name], rel=0.02)
