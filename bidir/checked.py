@@ -10,15 +10,22 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 
-class ConfigError(ValueError):
+class InputError(ValueError):
+    """A mistake in what was given: its message says all, so a notebook shows that alone."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython shows
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(InputError):
     """A parameter that does not exist, has the wrong type, or has a value that cannot work."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Something in a dataset that cannot be used; the message names it and the fix."""
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """Weights that cannot be had or do not fit; the message says which keys and shapes."""
 
 

@@ -7,7 +7,9 @@ import json
 from typing import Any, Literal, get_args, get_origin
 
 from bidir.config import FIELDS, GROUPS, RunConfig, unknown_name
+from bidir.presets import PRESETS
 
+FIRST = ("dataset", "data_root", "supervision", "object_aware_decoding", "propagation", "iterations", "seed")
 MARK = "# Parameters"  # how a cell of parameters begins; papermill's injected one begins so too
 
 
@@ -18,18 +20,22 @@ def meaning(name: str) -> str:
     return choices + field.description
 
 
-def parameters_cell(shown: tuple[str, ...] = ()) -> str:
-    """A parameters cell of ``10_train``: every field but those ``shown`` in the cell above it, with a plain type, None
-    (as the preset says) and its default and meaning, by group."""
-    blocks = [f"{MARK}: the rest; None is what the preset says, in brackets what that is in `study`"]
+def parameters_cells() -> tuple[str, str]:
+    """The two cells of parameters of ``10_train``: what matters first, and the rest by group; every value None (as the
+    preset says) with a plain type, its meaning and, in brackets, the default."""
+    blocks = [f'{MARK}: what matters first\npreset: str = "study"  # {" | ".join(PRESETS)}: sets what is None below']
+    blocks[0] += "".join(f"\n{_line(name)}" for name in FIRST)
+    blocks.append(f"{MARK}: the rest; None is what the preset says, in brackets its value in `study`")
     for group in GROUPS:
-        lines = [f"# --- {group.__doc__}"]
-        for name, field in group.__pydantic_fields__.items():
-            if name not in shown:
-                default = json.dumps(field.default) if isinstance(field.default, str) else repr(field.default)
-                lines.append(f"{name}: {type(field.default).__name__} = None  # {meaning(name)} [{default}]")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+        lines = [_line(name) for name in group.__pydantic_fields__ if name not in FIRST]
+        blocks.append("\n".join([f"# --- {group.__doc__}", *lines]))
+    return blocks[0], "\n\n".join(blocks[1:])
+
+
+def _line(name: str) -> str:
+    default = FIELDS[name].default
+    shown = json.dumps(default) if isinstance(default, str) else repr(default)
+    return f"{name}: {type(default).__name__} = None  # {meaning(name)} [{shown}]"
 
 
 def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, Any]:

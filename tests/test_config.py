@@ -9,8 +9,9 @@ import papermill
 import pytest
 import yaml
 
-from bidir.config import ConfigError, RunConfig, resolve
-from bidir.parameters import config_of, parameters_cell
+from bidir import parameters
+from bidir.config import FIELDS, ConfigError, RunConfig, resolve
+from bidir.parameters import config_of, given_parameters, parameters_cells
 from bidir.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,9 @@ def test_the_paper_scale_presets_are_the_references_settings():
         learning_rate=6e-5, head_lr_factor=10.0, weight_decay=0.01, encoder_norm="frozen", warmup_iterations=1500,
         warmup_lr=1e-6, lambda_c2s=0.7, lambda_s2c=0.1, lambda_aff=0.1, sigma_c=0.5, sigma_s=0.75, confidence="logit",
         c2s_start=2000, s2c_start=2000, propagation_start=4000, c2s_loss="bce", s2c_loss="ce", threshold_high=0.55,
-        threshold_low=0.35, threshold_cam=0.45, seed_scales=(1.0, 0.5, 1.5), eval_scales=(1.0, 0.5, 0.75),
+        threshold_low=0.35, threshold_cam=0.45, teacher_scales=(1.0, 0.5, 1.5), teacher_flip=True,
+        seed_scales=(1.0, 0.5, 0.75), eval_scales=(1.0, 0.5, 0.75), padding="black", crf_probabilities="softmax",
+        warm_branch_s=True,
         eval_size=512, supervision="both", propagation="bsp", object_aware_decoding=True,
     )  # fmt: skip
     for preset in ("voc", "coco"):
@@ -93,13 +96,47 @@ def test_int_passes_for_float_and_list_for_tuple():
     assert config.seed_scales == (1.0, 2.0)
 
 
-def test_namespace_rejects_names_that_are_no_parameter():
-    before = {"known"}
-    assert config_of({"known": 1, "seed": 3, "_i1": ""}, before).seed == 3
-    with pytest.raises(ConfigError, match="did you mean 'seed'"):
-        config_of({"known": 1, "sed": 3}, before)
-    again = {"known": 1, "seed": 4, "config": RunConfig(), "run": Path()}  # cells run a second time by hand
-    assert config_of(again, before).seed == 4
+class Notebook:
+    """Cells run by hand in one kernel, as IPython keeps them: their names, and the history ``In``."""
+
+    def __init__(self):
+        self.names = {"In": [""]}
+
+    def run(self, *cells):
+        for cell in cells:
+            self.names["In"].append(cell)
+            exec(cell, self.names)
+        return self.names
+
+
+FIRST, REST = "# Parameters: first\n", "# Parameters: the rest\n"
+
+
+def test_what_the_parameters_cells_assign_is_the_configuration():
+    book = Notebook()
+    names = book.run("x = 3", FIRST + 'preset = "quick"\nseed: int = None', REST + "sigma_c: float = None")
+    assert config_of(names) == RunConfig.from_parameters({}, "quick")
+    names = book.run(FIRST + 'preset = "quick"\nseed: int = 7', REST + "sigma_c: float = 0.25", "iterations = 3")
+    assert config_of(names) == RunConfig.from_parameters({"seed": 7, "sigma_c": 0.25}, "quick")  # not the reader's own
+
+
+def test_a_misspelt_parameter_stops_every_run_until_it_is_corrected():
+    book, typo, right = Notebook(), FIRST + "seed = 3\nlambda_s2 = 0.3", FIRST + "seed = 3\nlambda_s2c = 0.3"
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no parameter is called 'lambda_s2'; did you mean 'lambda_s2c'"):
+            config_of(book.run("import os", typo, REST, "lambda_s2 = 1"))
+    for _ in range(2):
+        assert config_of(book.run(right, REST)).lambda_s2c == 0.3
+    with pytest.raises(ConfigError, match="lambda_s2"):
+        config_of(book.run("# Parameters\nlambda_s2 = 0.3"))  # as papermill injects it
+    with pytest.raises(ConfigError, match="no parameter is called 'resluts'; did you mean 'results'"):
+        given_parameters(Notebook().run("# Parameters\nresluts: str = 'x'"), ["results"])
+
+
+def test_a_value_left_over_from_an_earlier_version_of_a_cell_does_not_count():
+    book = Notebook()
+    book.run(FIRST + "seed = 5")
+    assert config_of(book.run(FIRST + "iterations = 9")).seed == 0
 
 
 def test_run_id_depends_on_what_is_computed_and_not_on_the_machine():
@@ -113,15 +150,15 @@ def test_run_id_depends_on_what_is_computed_and_not_on_the_machine():
 
 def test_notebook_parameters_are_the_configuration_word_for_word():
     book = nbformat.read(ROOT / "notebooks" / "10_train.ipynb", 4)
-    (cell,) = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
-    assert cell.source == parameters_cell()
-    fields = vars(RunConfig())
-    namespace = {}
-    exec(cell.source, namespace)  # literals, so what papermill users see is what the package does
-    assert {name: namespace[name] for name in fields} == fields
-    assert [name for name in namespace if name in fields] == list(fields)
+    first, rest = (cell for cell in book.cells if cell.source.startswith("# Parameters"))
+    assert (first.source, rest.source) == parameters_cells()
+    assert "tags" not in first.metadata  # it stands open, and papermill injects below the other
+    assert rest.metadata["tags"] == ["parameters"]
+    names = Notebook().run(first.source, rest.source)
+    assert {name for name in names if name in FIELDS} == set(FIELDS)
+    assert config_of(names) == RunConfig()
     shown = papermill.inspect_notebook(ROOT / "notebooks" / "10_train.ipynb")  # what --help-notebook prints
-    assert set(shown) == set(fields)
+    assert set(shown) == set(FIELDS) - set(parameters.FIRST)
     assert all(parameter["help"] for parameter in shown.values())
 
 

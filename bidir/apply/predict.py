@@ -16,7 +16,6 @@ from accelerate import PartialState
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, DataError, RunConfig
@@ -27,6 +26,7 @@ from bidir.data.split import Split, label_matrix
 from bidir.method import distributed
 from bidir.method.network import DualBranchNetwork
 from bidir.method.tensors import Batch, nearest, rescale
+from bidir.progress import bar
 from bidir.run.checkpoint import load_network
 from bidir.run.crf import load_crf
 from bidir.run.evaluation import MAPS, PROTOCOLS, evaluate, makes, predict_maps
@@ -111,7 +111,7 @@ def segment(
     labels, ids = split.labels.copy(), np.arange(256, dtype=np.uint8)
     ids[: len(split.mask_ids)] = split.mask_ids  # as the dataset's own masks have them
     mine = range(distributed.rank(), len(split), distributed.count())
-    for index in tqdm(mine, map_name, unit="image", disable=distributed.rank() > 0):
+    for index in bar(mine, map_name, hidden=distributed.rank() > 0):
         path = out / f"{split.names[index]}.png"
         if resume and path.is_file():
             continue

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from bidir.config import DataError
 from bidir.method.tensors import IGNORE
+from bidir.progress import bar
 
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files it cannot decode
 
@@ -107,7 +107,7 @@ class Split:
                 return str(error)
 
         with ThreadPoolExecutor(4) as pool:
-            found = list(tqdm(pool.map(look, range(len(self))), "check images", len(self), disable=not progress))
+            found = list(bar(pool.map(look, range(len(self))), "check images", len(self), not progress))
         problems = [item for item in found if isinstance(item, str)]
         if problems:
             raise DataError("\n".join(problems))

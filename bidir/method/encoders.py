@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bidir.config import ConfigError, Network
+from bidir.config import ConfigError, Network, resolve
 from bidir.method import weights
 from bidir.method.mix_transformer import VARIANTS, MixTransformer
 
@@ -78,6 +78,6 @@ def make_encoder(config: Network) -> MixTransformer | TimmEncoder:
     encoder = found.build(named and found.imagenet is None)
     if config.encoder_weights == "random" or (named and found.imagenet is None):
         return encoder
-    path = found.imagenet() if named else weights.resolve(config.encoder_weights)
+    path = found.imagenet() if named else resolve(config.encoder_weights)
     found.load(encoder, weights.load_tensors(path), str(path))
     return encoder

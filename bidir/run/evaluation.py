@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
 from bidir.config import RunConfig
 from bidir.data.loader import WholeImages, make_loader, same_size_batches
@@ -20,6 +19,7 @@ from bidir.method.network import DualBranchNetwork
 from bidir.method.par import PAR
 from bidir.method.propagation import Present, Propagator, raw_seed, refinement, segmentation_pseudo_label
 from bidir.method.tensors import IGNORE, Batch, nearest, resize
+from bidir.progress import bar
 from bidir.run.crf import dense_crf, probabilities
 from bidir.run.folder import Scores
 from bidir.run.metrics import confusion, pixels, score_table
@@ -138,7 +138,7 @@ def evaluate(
     loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
     matrices: dict[Key, Tensor] = {}
     images: list[tuple] = []
-    for batch in tqdm(loader, "evaluate", disable=not progress or distributed.rank() > 0, leave=False, mininterval=1):
+    for batch in bar(loader, "evaluate", hidden=not progress or distributed.rank() > 0, leave=False):
         names, batch = [split.names[i] for i in batch.index.tolist()], batch.to(device)
         counted = count_maps(predict_maps(network, batch, config, wanted, propagation), batch.mask, classes)
         for key, counts in counted.items():

@@ -21,7 +21,8 @@ from bidir.method.tensors import Batch
 from bidir.run.evaluation import MAPS, count_maps, evaluate, predict_maps
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib, settle_memory
 from bidir.run.preflight import check_config, check_files, check_processes
-from bidir.run.training import build, train_step, training_batches
+from bidir.run.step import build, train_step
+from bidir.run.training import training_batches
 
 PLAIN, THREE = {"object_aware_decoding": False}, {"teacher_scales": (1.0, 0.5, 1.5), "teacher_flip": True}
 BASE = "Branch-S on masks"

@@ -15,7 +15,7 @@ def batch_of():
         count, (height, width) = len(image), image.shape[-2:]
         label = torch.ones(count, 1) if label is None else label
         box = torch.tensor([[0, 0, height, width]] * count) if box is None else box
-        return Batch(image, label, box, None, torch.arange(count))
+        return Batch(image, label, box, None, torch.arange(count), max(1, int(label.sum(1).max())))
 
     return made
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
-from bidir.method.network import DualBranchNetwork, SegmentationBranch
+from bidir.method.network import AffinityHead, DualBranchNetwork, SegmentationBranch
 
 
 @pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "resnet18", "mit_b0"])
@@ -90,3 +90,28 @@ def test_what_is_not_asked_for_is_not_computed(quick):
     )
     assert out.segmentation_logits is None
     assert out.affinity is None
+
+
+def test_initial_values_are_the_references(quick):
+    """Kaiming normal over the outputs: of the fusing convolution sqrt(2 / 256), of the affinity's mixing sqrt(2 / 6),
+    since its slope is sqrt(5)."""
+    torch.manual_seed(0)
+    fuse = SegmentationBranch((32, 64, 160, 256), 20).fuse.weight
+    assert fuse.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.01)
+    mixing = torch.cat([AffinityHead(16).mix.weight.flatten() for _ in range(300)])
+    assert mixing.std().item() == pytest.approx((2 / 6) ** 0.5, rel=0.05)
+    assert mixing.abs().max() > 1.5  # normal, not uniform
+
+
+def test_branch_s_looked_at_leaves_no_trace(quick):
+    """Observed, not trained: eval mode, no gradient, statistics untouched; the rest of the pass trains on."""
+    torch.manual_seed(0)
+    network, image = DualBranchNetwork(quick, 3).train(), torch.rand(2, 3, 64, 64) * 255
+    before = network.segmentation.norm.running_mean.clone()
+    out = network(image, observed=True)
+    assert torch.equal(network.segmentation.norm.running_mean, before)
+    assert not out.segmentation_logits.requires_grad
+    assert out.class_logits.requires_grad
+    assert network.segmentation.training
+    again = network(image, observed=True).segmentation_logits
+    assert torch.equal(out.segmentation_logits, again)  # no dropout

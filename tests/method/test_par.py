@@ -8,6 +8,11 @@ import torch
 from bidir.method.par import PAR
 
 
+def whole(image):
+    """The box of images without padding."""
+    return torch.tensor([[0, 0, *image.shape[-2:]]] * len(image))
+
+
 def naive_par(image, mask, iterations):
     """PAR of one image (3, h, w) and one mask (h, w), pixel by pixel, from the formula of the paper."""
     _, height, width = image.shape
@@ -41,7 +46,7 @@ def test_par_is_the_naive_loop():
     random = np.random.default_rng(0)
     image, masks = random.uniform(0, 255, (2, 3, 9, 11)), random.uniform(0, 1, (2, 2, 9, 11))
     image[1, :, :, 5:] = 90  # flat regions: standard deviation 0
-    fast = PAR(torch.tensor(image))(torch.tensor(masks), iterations=2)
+    fast = PAR(torch.tensor(image), whole(torch.tensor(image)))(torch.tensor(masks), iterations=2)
     for b in range(2):
         for k in range(2):
             np.testing.assert_allclose(fast[b, k], naive_par(image[b], masks[b, k], 2), rtol=1e-6, atol=1e-9)
@@ -50,8 +55,8 @@ def test_par_is_the_naive_loop():
 def test_par_weights_sum_to_1_01_unless_normalised():
     image = torch.rand(1, 3, 20, 20) * 255
     ones = torch.ones(1, 1, 20, 20)
-    torch.testing.assert_close(PAR(image)(ones), ones * 1.01**10, rtol=1e-4, atol=0)
-    torch.testing.assert_close(PAR(image, normalized=True)(ones), ones, rtol=1e-4, atol=0)
+    torch.testing.assert_close(PAR(image, whole(image))(ones), ones * 1.01**10, rtol=1e-4, atol=0)
+    torch.testing.assert_close(PAR(image, whole(image), normalized=True)(ones), ones, rtol=1e-4, atol=0)
 
 
 def test_par_follows_the_colours():
@@ -60,5 +65,17 @@ def test_par_follows_the_colours():
     image += torch.rand(1, 3, 24, 24)
     mask = torch.zeros(1, 1, 24, 24)
     mask[..., 8:20, 14:18] = 1  # part of the right half
-    refined = PAR(image)(mask)[0, 0]
+    refined = PAR(image, whole(image))(mask)[0, 0]
     assert refined[:, 12:].mean() > 5 * refined[:, :12].mean()
+
+
+def test_par_sees_nothing_outside_the_box():
+    """In a frame of noise the crop's result is that of the naive loop on the crop alone."""
+    random = np.random.default_rng(1)
+    crop, mask = random.uniform(0, 255, (3, 7, 9)), random.uniform(0, 1, (7, 9))
+    image, masks = random.uniform(0, 255, (1, 3, 14, 16)), random.uniform(5, 9, (1, 1, 14, 16))
+    image[0, :, 3:10, 5:14], masks[0, 0, 3:10, 5:14] = crop, mask
+    box = torch.tensor([[3, 5, 10, 14]])
+    refined = PAR(torch.tensor(image), box)(torch.tensor(masks), iterations=3)[0, 0]
+    np.testing.assert_allclose(refined[3:10, 5:14], naive_par(crop, mask, 3), rtol=1e-6, atol=1e-9)
+    assert torch.equal(refined[:3, 5:14], refined[3:4, 5:14].expand(3, -1))  # and goes on as at its edge

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from bidir.method.maps import SeedMaps
-from bidir.method.propagation import Propagator, radius_mask, random_walk, raw_seed, segmentation_pseudo_label
+from bidir.method.propagation import (
+    Present,
+    Propagator,
+    radius_mask,
+    random_walk,
+    raw_seed,
+    refinement,
+    segmentation_pseudo_label,
+)
+from bidir.method.tensors import Batch
 
 
 def test_random_walk_is_the_naive_loop():
@@ -23,6 +32,10 @@ def test_random_walk_is_the_naive_loop():
         expected[b] = seed[b].reshape(3, 36) @ transition
     torch.testing.assert_close(random_walk(seed, affinity).flatten(2), expected)
     assert not radius_mask(height, width, torch.device("cpu"))[0, 9]
+
+
+def propagator(maps, batch, config):
+    return Propagator(maps, batch, config, refinement(batch, config))
 
 
 def flat_maps(cam, background=None, affinity=None, grid=(0, 0)):
@@ -45,7 +58,7 @@ def constant(*values):
 )
 def test_par_propagation_combines_two_thresholds(quick, batch_of, uniform, cam, expected):
     batch = batch_of(uniform, torch.tensor([[0.0, 1.0, 0.0]]))
-    propagate = Propagator(flat_maps(constant(0.9, cam, 0.9)), batch, quick)
+    propagate = propagator(flat_maps(constant(0.9, cam, 0.9)), batch, quick)
     assert (propagate("par") == expected).all()  # the absent classes 1 and 3 never win
     assert (propagate("par", decided=True) == (2 if cam >= 0.45 else 0)).all()
 
@@ -60,10 +73,10 @@ def test_bsp_takes_the_background_from_branch_s_and_ignores_below_sigma(
     # 0.46 * 1.01^10 = 0.508 passes sigma_c = 0.5, 0.44 * 1.01^10 = 0.486 does not: as the reference, inflated
     batch = batch_of(uniform, torch.tensor([[0.0, 1.0, 0.0]]))
     maps = flat_maps(constant(0.9, cam, 0.9), constant(background))
-    propagate = Propagator(maps, batch, quick.replace(sigma_c=sigma))
+    propagate = propagator(maps, batch, quick.replace(sigma_c=sigma))
     assert (propagate("bsp") == expected).all()
     assert (propagate("bsp", decided=True) == (2 if cam > background else 0)).all()
-    normalised = Propagator(maps, batch, quick.replace(par_normalized=True, sigma_c=0.47))
+    normalised = propagator(maps, batch, quick.replace(par_normalized=True, sigma_c=0.47))
     assert (normalised("bsp") == (0 if background > cam else 255 if cam < 0.47 else 2)).all()
 
 
@@ -75,19 +88,19 @@ def test_afa_walks_before_it_refines(quick, batch_of, uniform):
         swap[0, i, j] = 1
     halves = uniform.clone()
     halves[..., 16:] = 30  # an edge that refinement does not cross
-    walked = Propagator(flat_maps(cam, affinity=swap, grid=(2, 2)), batch_of(halves), quick)("afa")
+    walked = propagator(flat_maps(cam, affinity=swap, grid=(2, 2)), batch_of(halves), quick)("afa")
     assert (walked[:, :, 18:] == 1).all()
     assert (walked[:, :, :14] == 0).all()
-    still = Propagator(flat_maps(cam), batch_of(halves), quick)("par")
+    still = propagator(flat_maps(cam), batch_of(halves), quick)("par")
     assert (still[:, :, 18:] == 0).all()
     assert (still[:, :, :14] == 1).all()
     with pytest.raises(ValueError, match="needs the affinity"):
-        Propagator(flat_maps(cam), batch_of(uniform), quick)("afa")
+        propagator(flat_maps(cam), batch_of(uniform), quick)("afa")
 
 
 def test_padding_is_ignored(quick, batch_of, uniform):
     batch = batch_of(uniform, box=torch.tensor([[0, 8, 32, 32]]))
-    label = Propagator(flat_maps(constant(0.9)), batch, quick)("par")
+    label = propagator(flat_maps(constant(0.9)), batch, quick)("par")
     assert (label[:, :, :8] == 255).all()
     assert (label[:, :, 8:] == 1).all()
 
@@ -99,17 +112,17 @@ def test_images_of_a_batch_do_not_mix(quick, batch_of):
     cam, background = (torch.rand(3, count, 16, 16, generator=random) for count in (5, 1))
     label = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, 0, 1, 1], [0, 0, 1, 1, 0]])
     for kind in ("par", "bsp"):
-        together = Propagator(flat_maps(cam, background), batch_of(image, label), quick)(kind)
+        together = propagator(flat_maps(cam, background), batch_of(image, label), quick)(kind)
         for b in range(3):
             one = slice(b, b + 1)
             single = batch_of(image[one], label[one])
-            alone = Propagator(flat_maps(cam[one], background[one]), single, quick)(kind)
+            alone = propagator(flat_maps(cam[one], background[one]), single, quick)(kind)
             assert torch.equal(alone[0], together[b])
             assert set(together[b].unique().tolist()) <= {0, 255, *(label[b].nonzero()[:, 0] + 1).tolist()}
 
 
 def test_raw_seed_without_any_class_is_background():
-    assert (raw_seed(torch.ones(1, 2, 4, 4), torch.zeros(1, 2), 0.45, (8, 8)) == 0).all()
+    assert (raw_seed(torch.ones(1, 2, 4, 4), Present.of(torch.zeros(1, 2), 1), 0.45, (8, 8)) == 0).all()
 
 
 def test_y_s_keeps_confident_pixels_of_the_true_image(quick, batch_of):
@@ -129,3 +142,46 @@ def test_y_s_keeps_confident_pixels_of_the_true_image(quick, batch_of):
     assert y_s(confidence="probability", c2s_loss="ce", sigma_s=0.9937) == [0, 1, 255, 2]  # softmax: 0.9933
     padded = batch_of(image, label, torch.tensor([[0, 0, 4, 8]]))
     assert segmentation_pseudo_label(logits, padded, quick)[0, 0, 3] == 255
+
+
+def padded(maps, box, size):
+    """Maps (B, K, h, w) at the place that ``box`` names in a frame of ``size``, 0 elsewhere."""
+    frame = torch.zeros(*maps.shape[:2], *size)
+    top, left, bottom, right = box
+    frame[:, :, top:bottom, left:right] = maps
+    return frame
+
+
+@pytest.mark.parametrize("kind", ["par", "bsp", "afa"])
+def test_padding_takes_no_part_in_y_c(quick, kind):
+    """A crop alone and the same crop in a padded frame, its own maps given: one Y_c inside the box, none outside.
+
+    ``afa``: from the walked seed on, so the walk is left out on both sides."""
+    config = quick.replace(encoder="mit_b0", encoder_weights="random", propagation="afa", lambda_aff=0.1)
+    torch.manual_seed(0)
+    height, width, top, left = 56, 72, 10, 22
+    image = torch.rand(1, 3, height // 8, width // 8)
+    image = 255 * torch.nn.functional.interpolate(image, (height, width))  # blocks of one colour, as objects are
+    label, index = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([0])
+    cam, background = torch.rand(1, 3, height // 2, width // 2), torch.rand(1, 1, height // 2, width // 2)
+    half = (top // 2, left // 2, (top + height) // 2, (left + width) // 2)
+    frame, box = (96, 112), torch.tensor([[top, left, top + height, left + width]])
+    alone = Batch(image, label, torch.tensor([[0, 0, height, width]]), None, index, 2)
+    inside = Batch(padded(image, box[0].tolist(), frame) + 90, label, box, None, index, 2)
+    inside.image[:, :, top : top + height, left : left + width] = image
+
+    def y_c(batch, cam, background):
+        maps = SeedMaps(cam, background, None, (1, 1))
+        propagate = Propagator(maps, batch, config, refinement(batch, config))
+        walked = propagate._two_thresholds((0.55, 0.35), walk=False) if kind == "afa" else propagate(kind)
+        return walked[0]
+
+    expected = y_c(alone, cam, background)
+    small = (frame[0] // 2, frame[1] // 2)
+    found = y_c(inside, padded(cam, half, small), padded(background, half, small))
+    assert torch.equal(found[top : top + height, left : left + width], expected)
+    assert len(expected.unique()) > 2
+    if kind != "afa":
+        outside = found.clone()
+        outside[top : top + height, left : left + width] = 255
+        assert (outside == 255).all()

@@ -7,56 +7,94 @@ import torch
 
 from bidir.config import RunConfig
 from bidir.method.network import DualBranchNetwork
-from bidir.method.supervision import active, loss_terms, make_targets, total_loss
+from bidir.method.supervision import active, forward, loss_terms, make_targets, total_loss
 
 
 @pytest.mark.parametrize(
     ("changes", "step", "expected"),
     [
-        ({}, 99, (False, False, False, False, "par")),
-        ({}, 100, (True, False, False, False, "par")),
-        ({}, 150, (True, True, False, False, "bsp")),
-        ({"supervision": "none"}, 400, (False, False, False, False, "bsp")),
-        ({"supervision": "c2s", "propagation": "par"}, 400, (True, False, False, False, "par")),
-        ({"supervision": "s2c"}, 400, (False, True, False, False, "bsp")),
-        ({"supervision": "full"}, 0, (False, False, False, True, "par")),
-        ({"lambda_s2c": 0.0}, 400, (True, False, False, False, "bsp")),
-        ({"encoder": "mit_b0", "lambda_aff": 0.1, "propagation": "afa"}, 120, (True, False, True, False, "par")),
+        ({}, 99, (False, False, False, False, "par", False)),
+        ({}, 100, (True, False, False, False, "par", False)),
+        ({}, 150, (True, True, False, False, "bsp", False)),
+        ({"supervision": "none"}, 400, (False, False, False, False, "bsp", False)),
+        ({"supervision": "c2s", "propagation": "par"}, 400, (True, False, False, False, "par", False)),
+        ({"supervision": "s2c"}, 400, (False, True, False, False, "bsp", False)),
+        ({"supervision": "full"}, 0, (False, False, False, True, "par", False)),
+        ({"lambda_s2c": 0.0}, 400, (True, False, False, False, "bsp", False)),
+        ({"encoder": "mit_b0", "lambda_aff": 0.1, "propagation": "afa"}, 120, (True, False, True, False, "par", False)),
     ],
 )
 def test_what_is_on_when(changes, step, expected):
     assert tuple(active(RunConfig(**changes), step)) == expected
 
 
+THREE = {"teacher_scales": (1.0, 0.5, 1.5), "teacher_flip": True}
+
+
 @pytest.mark.parametrize(
     ("changes", "passes", "decoded"),
     [
-        ({"supervision": "none"}, 0, 0),
-        ({"supervision": "full"}, 0, 0),
-        ({"supervision": "s2c"}, 1, 1),  # Y_s needs one plain pass
-        ({"supervision": "c2s", "propagation": "par"}, 3, 0),  # seeds need the CAM alone
-        ({"supervision": "c2s", "propagation": "bsp"}, 3, 3),
-        ({"supervision": "both", "propagation": "bsp"}, 3, 3),  # Y_s comes with the seeds
-        ({"supervision": "both", "propagation": "par"}, 3, 1),  # and needs no other scale
+        ({"supervision": "none"}, 1, 0),
+        ({"supervision": "full"}, 1, 1),
+        ({"supervision": "s2c"}, 1, 1),  # Y_s from the training pass, Branch-S looked at
+        ({"supervision": "c2s", "propagation": "par"}, 1, 1),
+        ({"supervision": "both", "propagation": "bsp"}, 1, 1),
+        ({"supervision": "none", **THREE}, 1, 0),
+        ({"supervision": "s2c", **THREE}, 2, 1),  # Y_s needs one plain pass
+        ({"supervision": "c2s", "propagation": "par", **THREE}, 4, 1),  # seeds need the CAM alone
+        ({"supervision": "c2s", "propagation": "bsp", **THREE}, 4, 4),
+        ({"supervision": "both", "propagation": "bsp", **THREE}, 4, 4),  # Y_s comes with the seeds
+        ({"supervision": "both", "propagation": "par", **THREE}, 4, 2),  # and needs no other scale
     ],
 )
 def test_only_what_a_step_uses_is_computed(quick, first_batch, changes, passes, decoded):
+    """All passes of a step, the training pass among them: with one scale and no flip there is no other."""
     config = quick.replace(**changes)
-    network, count = DualBranchNetwork(config, 6), Counter()
+    network, count, batch, on = DualBranchNetwork(config, 6), Counter(), first_batch(config), active(config, 39)
     network.register_forward_hook(lambda *_: count.update(["passes"]))
     network.segmentation.register_forward_hook(lambda *_: count.update(["decoded"]))
-    targets = make_targets(network, first_batch(config), config, active(config, 39))
+    targets = make_targets(network, forward(network, batch, config, on), batch, config, on)
     assert (count["passes"], count["decoded"]) == (passes, decoded)
     assert (targets.y_c is None) == (changes["supervision"] in ("none", "s2c"))
     assert (targets.y_s is None) == (changes["supervision"] not in ("s2c", "both"))
+
+
+def test_the_training_pass_teaches_with_its_own_maps(quick, first_batch):
+    """Y_s is the argmax of the very logits that are trained, in train mode: dropout and batch statistics in."""
+    config = quick.replace(sigma_s=-99.0)
+    torch.manual_seed(0)
+    network, batch, on = DualBranchNetwork(config, 6).train(), first_batch(config), active(config, 39)
+    outputs = forward(network, batch, config, on)
+    targets = make_targets(network, outputs, batch, config, on)
+    inside = targets.y_s != 255
+    assert torch.equal(targets.y_s[inside], outputs.segmentation_logits.argmax(1)[inside])
+    assert outputs.segmentation_logits.requires_grad
+    assert inside.float().mean() > 0.5
+
+
+def test_a_warmed_branch_s_is_decoded_with_weight_0(quick, first_batch):
+    config = quick.replace(warm_branch_s=True)
+    torch.manual_seed(0)
+    network, batch, on = DualBranchNetwork(config, 6), first_batch(config), active(config, 0)
+    assert on.warm
+    assert not active(config, config.c2s_start).warm
+    outputs = forward(network, batch, config, on)
+    terms = loss_terms(outputs, batch, make_targets(network, outputs, batch, config, on), config, on)
+    total = total_loss(terms, config)
+    assert total.item() == terms["cls"].item()
+    total.backward()
+    gradients = [parameter.grad for parameter in network.segmentation.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert network.segmentation.norm.num_batches_tracked == 1
 
 
 def test_affinity_loss_and_afa_with_a_transformer(quick, first_batch):
     config = quick.replace(encoder="mit_b0", encoder_weights="random", propagation="afa", lambda_aff=0.1)
     torch.manual_seed(0)
     network, batch, on = DualBranchNetwork(config, 6), first_batch(config), active(config, 39)
-    targets = make_targets(network, batch, config, on)
-    terms = loss_terms(network(batch.image, affinity=on.aff), batch, targets, config)
+    outputs = forward(network, batch, config, on)
+    targets = make_targets(network, outputs, batch, config, on)
+    terms = loss_terms(outputs, batch, targets, config, on)
     assert set(terms) == {"cls", "c2s", "s2c", "aff"}
     weights = {"cls": 1, "c2s": config.lambda_c2s, "s2c": config.lambda_s2c, "aff": config.lambda_aff}
     assert total_loss(terms, config).item() == pytest.approx(sum(weights[k] * v.item() for k, v in terms.items()))
@@ -67,14 +105,9 @@ def test_affinity_loss_and_afa_with_a_transformer(quick, first_batch):
 def test_a_batch_without_a_confident_pixel_trains_on(quick, first_batch):
     config = quick.replace(sigma_c=99.0, sigma_s=99.0)
     network, batch, on = DualBranchNetwork(config, 6), first_batch(config), active(config, 39)
-    targets = make_targets(network, batch, config, on)
-    terms = loss_terms(network(batch.image), batch, targets, config)
+    outputs = forward(network, batch, config, on)
+    targets = make_targets(network, outputs, batch, config, on)
+    terms = loss_terms(outputs, batch, targets, config, on)
     assert terms["c2s"].item() == terms["s2c"].item() == 0
     total_loss(terms, config).backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-
-
-def test_a_nan_names_its_term(quick):
-    terms = {"cls": torch.tensor(0.3), "c2s": torch.tensor(float("nan"))}
-    with pytest.raises(FloatingPointError, match="c2s = nan"):
-        total_loss(terms, quick)

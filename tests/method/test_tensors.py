@@ -18,7 +18,7 @@ def test_box_mask_takes_positions_whose_centre_is_inside():
 
 
 def test_a_batch_parts_into_pieces():
-    batch = Batch(torch.rand(5, 3, 8, 8), torch.rand(5, 2), torch.tensor([[0, 0, 8, 8]] * 5), None, torch.arange(5))
+    batch = Batch(torch.rand(5, 3, 8, 8), torch.rand(5, 2), torch.tensor([[0, 0, 8, 8]] * 5), None, torch.arange(5), 2)
     pieces = batch.parts(2)
     assert [len(piece.image) for piece in pieces] == [2, 2, 1]
     assert torch.equal(torch.cat([piece.label for piece in pieces]), batch.label)

@@ -84,7 +84,7 @@ def test_images_of_any_shape_have_maps(quick):
     config = quick.replace(encoder="mit_b0", encoder_weights="random", propagation="afa", lambda_aff=0.1)
     network = DualBranchNetwork(config, 3).eval()
     image, label = 255 * torch.rand(1, 3, 20, 400), torch.tensor([[1.0, 0.0, 1.0]])
-    batch = Batch(image, label, torch.tensor([[0, 0, 20, 400]]), None, torch.tensor([0]))
+    batch = Batch(image, label, torch.tensor([[0, 0, 20, 400]]), None, torch.tensor([0]), 1)
     for protocol in ("raw", "ms", "crf"):
         found = predict_maps(network, batch, config, {protocol: {"cam", "seed", "y_c", "branch_c", "branch_s"}})
         assert len(found) == (1 if protocol == "crf" else 5)

@@ -10,8 +10,8 @@ from torch._subclasses import FakeTensorMode
 from bidir.method.network import DualBranchNetwork, evaluating
 from bidir.method.supervision import active, forward, labelled_shares, loss_terms, make_targets, total_loss
 from bidir.method.tensors import Batch
-from bidir.run.evaluation import count_maps, predict_maps
-from bidir.run.training import Health
+from bidir.run.evaluation import MAPS, count_maps, predict_maps
+from bidir.run.step import Health
 
 TRANSFORMER = {"encoder": "mit_b0", "encoder_norm": "trained"}
 WITH_AFFINITY = {**TRANSFORMER, "lambda_aff": 0.1}
@@ -37,8 +37,6 @@ def on_cuda(module: torch.nn.Module) -> torch.nn.Module:
             if value is not None:
                 part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cuda")
     return module
-
-
 
 
 def batch(size: int) -> Batch:
@@ -77,7 +75,7 @@ def test_an_evaluated_batch_is_read_back_once(quick, changes, monkeypatch):
     network, read = DualBranchNetwork(config, 6), []
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = batch(80)
-        wanted = {"raw": {"cam", "seed", "y_c", "y_s", "branch_c", "branch_s"}, "ms": {"cam", "seed", "y_c", "branch_s"}}
+        wanted = {"raw": {*MAPS}, "ms": {*MAPS}}
         with evaluating(on_cuda(network)):
             maps = predict_maps(network, images, config, wanted)
         assert all(labels.device.type == "cuda" for labels in maps.values())

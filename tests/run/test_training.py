@@ -17,7 +17,8 @@ from bidir.data.open import open_split
 from bidir.method.tensors import Batch
 from bidir.run.checkpoint import load_checkpoint
 from bidir.run.machine import make_accelerator
-from bidir.run.training import fit, learning_rate, training_batches
+from bidir.run.step import learning_rate
+from bidir.run.training import fit, training_batches
 
 CHILD = """
 import json, sys, torch

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bidir.atomic import write_text
 from bidir.config import DataError, resolve
 from bidir.data.folders import require
 from bidir.data.make.voc import begin, digest, finish, link, verify
 from bidir.data.overlay import save_palette_png
+from bidir.progress import bar
 
 KEYS = {  # what is read of the instance annotations
     "images": {"id", "file_name", "width", "height"}, "categories": {"id", "name"},
@@ -51,7 +51,7 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
     names, labels, problems = dict(enumerate((name for _, name in categories["train"]), 1)), {}, []
     for part, images in shown.items():
-        for (image, objects), file in zip(tqdm(images.values(), f"masks of {part}"), files[part], strict=True):
+        for (image, objects), file in zip(bar(images.values(), f"masks of {part}"), files[part], strict=True):
             link(file, out / "JPEGImages" / file.name)
             path = out / "SegmentationClass" / f"{file.stem}.png"
             try:

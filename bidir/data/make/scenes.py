@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torchvision.datasets.utils import calculate_md5
-from tqdm import tqdm
 
 from bidir.config import DataError, Scenes
 from bidir.data.make.creatures import CREATURES, HABITATS, draw_creature, draw_habitat
 from bidir.data.overlay import save_palette_png
 from bidir.method.tensors import IGNORE
+from bidir.progress import bar
 
 SCENE_CLASSES = tuple(CREATURES)
 SUPERSAMPLE = 3
@@ -91,7 +91,7 @@ def _write(root: Path, config: Scenes, knobs: dict) -> None:
     total = config.scenes_train + config.scenes_val
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the work is in NumPy and Pillow
         jobs = pool.map(partial(_write_scene, root, config), range(total))
-        labels = list(tqdm(jobs, "generate scenes", total, unit="image", mininterval=2))
+        labels = list(bar(jobs, "generate scenes", total))
     names = [f"scene_{i:05d}" for i in range(total)]
     (lists / "train.txt").write_text("\n".join(names[: config.scenes_train]) + "\n")
     (lists / "val.txt").write_text("\n".join(names[config.scenes_train :]) + "\n")

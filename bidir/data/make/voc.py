@@ -21,13 +21,13 @@ from scipy.io import loadmat
 from torchvision.datasets import SBDataset
 from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.datasets.voc import DATASET_YEAR_DICT
-from tqdm import tqdm
 
 from bidir.atomic import write_text
 from bidir.config import DataError, resolve
 from bidir.data.folders import VOC_CLASSES, read_list, read_xml, require
 from bidir.data.overlay import save_palette_png
 from bidir.data.split import Split
+from bidir.progress import bar
 
 PUBLISHED = {  # images per list: VOC's own lists, VOC with SBD without val; COCO images that show an object
     "voc": {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582},
@@ -76,7 +76,7 @@ def prepare_voc(
     for mask in masks:
         if mask.is_file():
             link(mask, out / "SegmentationClass" / mask.name)
-    for name, file in tqdm(classes.items(), "masks of SBD", unit="image"):
+    for name, file in bar(classes.items(), "masks of SBD"):
         path = out / "SegmentationClass" / f"{name}.png"
         if not path.is_file():
             save_palette_png(_sbd_mask(file), path)
@@ -202,6 +202,6 @@ def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[st
 def _masks_digest(out: Path) -> str:
     """SHA-256 of all masks together."""
     masks = hashlib.sha256()
-    for path in tqdm(sorted((out / "SegmentationClass").glob("*.png")), "checksums", unit="mask"):
+    for path in bar(sorted((out / "SegmentationClass").glob("*.png")), "checksums"):
         masks.update(path.name.encode() + path.read_bytes())
     return masks.hexdigest()

@@ -1,0 +1,110 @@
+"""One training step: the update, what it says of itself, and whether its values were finite."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from bidir.config import Optimiser, RunConfig
+from bidir.method import distributed
+from bidir.method.network import DualBranchNetwork
+from bidir.method.supervision import active, forward, labelled_shares, loss_terms, make_targets, total_loss
+from bidir.method.tensors import Batch
+
+
+def build(
+    config: RunConfig, num_classes: int, accelerator: Accelerator
+) -> tuple[DualBranchNetwork, torch.nn.Module, torch.optim.Optimizer]:
+    """The network as the run's seed makes it, the same wrapped for the processes, and its optimiser; in train mode."""
+    torch.manual_seed(config.seed)
+    network = DualBranchNetwork(config, num_classes)
+    network = network.to(accelerator.device, memory_format=torch.channels_last)
+    fused = accelerator.device.type == "cuda"
+    groups = network.parameter_groups(config)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=fused)
+    if config.compile:
+        network.compile()
+    model, optimizer = accelerator.prepare(network, optimizer)
+    model.train()
+    if accelerator.process_index:  # each has its own dropout
+        torch.manual_seed(config.seed + accelerator.process_index)
+    return network, model, optimizer
+
+
+def train_step(
+    network: DualBranchNetwork,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: RunConfig,
+    step: int,
+    accelerator: Accelerator,
+) -> dict[str, Float[Tensor, ""] | float]:
+    """One update: targets, terms, total, gradients, optimiser. ``model`` is ``network``, or its wrapper for many GPUs.
+
+    Returns this process's means: loss, each term, what each teacher labels; and grad_norm, lr. Nothing here waits for
+    the device.
+    """
+    on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
+    rate = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["factor"] * rate
+    optimizer.zero_grad()
+    row: dict[str, Tensor | float] = defaultdict(float)
+    for number, part in enumerate(parts, 1):
+        share = len(part.image) / len(batch.image)
+        with nullcontext() if number == len(parts) else accelerator.no_sync(model):
+            with accelerator.autocast():
+                outputs = forward(model, part, config, on)
+                targets = make_targets(network, outputs, part, config, on)
+            terms = loss_terms(outputs, part, targets, config, on)
+            loss = total_loss(terms, config)
+            accelerator.backward(share * loss)
+        for name, value in {"loss": loss, **terms, **labelled_shares(targets)}.items():
+            row[name] += share * value.detach()
+    norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
+    optimizer.step()
+    return {**row, "grad_norm": norm, "lr": rate}
+
+
+def learning_rate(config: Optimiser, step: int) -> float:
+    """Learning rate of the encoder at iteration ``step``: linear warm-up, then poly with power 1."""
+    decayed = config.learning_rate * (1 - step / config.iterations)
+    if step >= config.warmup_iterations:
+        return decayed
+    return config.warmup_lr + (config.learning_rate - config.warmup_lr) * step / config.warmup_iterations
+
+
+class Health:
+    """Whether all values were finite since the last check: noted on the device, asked for when a row is logged or a
+    checkpoint saved, so that no update done with a value that is not finite is ever saved."""
+
+    def __init__(self, skips: bool) -> None:
+        self.skips, self.broken = skips, {}  # fp16 skips steps whose gradients overflow, by itself
+
+    def look(self, row: dict[str, Float[Tensor, ""] | float]) -> None:
+        """Note which values of a step's row are not finite."""
+        for name, value in row.items():
+            if isinstance(value, Tensor) and not (self.skips and name == "grad_norm"):
+                self.broken[name] = self.broken.get(name, False) | ~torch.isfinite(value)
+
+    def check(self) -> None:
+        """``FloatingPointError`` that names what was not finite, on any process."""
+        names, flags = list(self.broken), torch.stack([*self.broken.values()]).float()
+        bad = [name for name, count in zip(names, distributed.total(flags).tolist(), strict=True) if count]
+        self.broken = {}
+        if bad:
+            raise FloatingPointError(f"{', '.join(bad)}: not finite; lower learning_rate or set grad_clip")
+
+
+def mean_row(row: dict[str, Float[Tensor, ""] | float]) -> dict[str, float]:
+    """A step's row as plain numbers, its means over all processes."""
+    names = [name for name in row if name not in ("grad_norm", "lr")]
+    means = distributed.total(torch.stack([row[name] for name in names])) / distributed.count()
+    rounded = {name: round(value, 6) for name, value in zip(names, means.tolist(), strict=True)}
+    return {**rounded, "grad_norm": round(float(row["grad_norm"]), 4), "lr": row["lr"]}
