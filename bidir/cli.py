@@ -24,7 +24,7 @@ MapName = Annotated[str, typer.Option("--map", help="cam | seed | y_c | y_s | br
 
 @app.command()
 def study(out: str = "results/study") -> None:
-    """The main job: run the quick grid on the generated dataset, draw its figures, write a report."""
+    """The main job: run a first look at the method on the generated dataset, draw its figures, write a report."""
     _stop_cleanly()
     print(f"\nDone. Open {bidir.run_study(resolve(out))}; its numbers are beside it, the figures in figures/")
 

@@ -148,23 +148,20 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
 
 
 def run_study(folder: Path) -> Path:
-    """The quick grid, its registry, figures and report, all in ``folder``; what is finished is not repeated.
+    """The grid ``first_look``, its registry, figures and report, all in ``folder``; what is finished is not repeated.
 
     Returns the report. Errors: ``ChildProcessError`` naming a run that failed.
     """
-    jobs, report = (
-        read_grid(notebooks_folder() / "grids/quick.yaml", runs_dir=str(folder / "runs")),
-        folder / "report.html",
-    )
-    table = run_batch(jobs, retry_failed=True)
-    lacking = table[table["state"] != "done"]
-    if len(lacking):
-        first = lacking.iloc[0]
-        raise ChildProcessError(f"{first['run_id']} is {first['state']}: {first['reason']}")
+    runs, report = folder / "runs", folder / "report.html"
+    jobs = read_grid(notebooks_folder() / "grids/first_look.yaml", runs_dir=str(runs))
+    lacking = run_batch(jobs, retry_failed=True).query("state != 'done'")
+    for run in lacking.itertuples():
+        raise ChildProcessError(f"{run.run_id} is {run.state}: {run.reason}")
     newest = max(job.folder.done.stat().st_mtime for job in jobs)
     if not report.is_file() or report.stat().st_mtime < newest:
         write_tables(jobs, folder)
-        for name, outcome in make_figures(folder).items():
+        for name, outcome in make_figures(folder, "30", runs_dir=str(runs)).items():
             print(f"{name}: {outcome}", flush=True)
         write_report([folder], report)
+    print((folder / "tables" / "table0_first_look.md").read_text())
     return report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report

@@ -101,12 +101,13 @@ def plot_curves(
             for colour, (column, title) in enumerate(titles.items(), number if len(maps) == 1 else 0):
                 look = {"color": f"C{colour}", "alpha": 0.35 if name in pale else 1}
                 if column in rows:
-                    values = rows.set_index("step")[column].dropna()
+                    weight = facts["config"][f"lambda_{column}"] if column in ("c2s", "s2c", "aff") else 1.0
+                    values = weight * rows.set_index("step")[column].dropna()
                     values = values.ewm(span=8).mean() if axis is left else 100 * values
                     axis.plot(values, mark + dash, label=None if name in pale else f"{title}, {name}", **look)
                 if column in final:
                     axis.plot(facts["config"]["iterations"], 100 * final[column], "o", mfc="white", **look)
-    left.set(title="Loss terms, unweighted (smoothed)", xlabel="iteration", yscale="log")
+    left.set(title="Loss terms, weighted (smoothed)", xlabel="iteration", yscale="log")
     right.set(title="Validation mIoU (%); hollow: all images", xlabel="iteration")
     for axis in (left, right) if len(pale) < len(runs) else ():
         axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)

@@ -18,6 +18,7 @@ MAP_TITLES = {
     "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
 }  # fmt: skip
 SHOWN: Maps = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # of a figure, by default
+WITH_Y_S: Maps = (*SHOWN[:2], ("raw", "y_s"), *SHOWN[2:])
 SIZES = {"< 2 %": 0.02, "2-5 %": 0.05, "5-10 %": 0.1, "10-20 %": 0.2, "> 20 %": 1.0}  # of an object: share of the image
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
@@ -202,3 +203,34 @@ def runs_by_grid(tables: Tables) -> pd.DataFrame:
     groups = runs.groupby(["grid", "iterations", "batch_size", "crop_size", "encoder"], sort=False)
     counts = groups.agg(runs=("run_id", "nunique"), seeds=("seed", "nunique"), seconds=("seconds", "median"))
     return counts.reset_index().rename(columns={"seconds": "median seconds"})
+
+
+ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
+
+
+def first_look(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Grid ``first_look``: the text of a table, a row per arm, and its numbers: run (the arm), map, iou, run_id,
+    seconds_per_step. ``attrs["scale"]`` of the text says how it was trained. Errors: ``LookupError``."""
+    scores = mean_scores(tables, "first_look").merge(
+        tables["runs"][["run_id", "seconds_per_step", "hardware"]], on="run_id"
+    )
+    arms = scores[["supervision", "propagation", "object_aware_decoding"]].apply(tuple, axis=1)
+    maps = (("ms", "cam"), ("ms", "seed"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))
+    numbers = of_maps(scores.assign(run=arms.map(ARMS)).dropna(subset="run"), maps)
+    text = numbers.assign(text=(100 * numbers["iou"]).map("{:.1f}".format)).pivot(
+        index="run", columns="map", values="text"
+    )
+    text = text.reindex(ARMS.values()).dropna()[[name for _, name in maps]].rename(columns=short_title)
+    seconds = numbers.groupby("run")["seconds_per_step"].first()
+    text = text.assign(seconds=seconds.map("{:.2f}".format))
+    text.attrs["scale"] = f"{caption_of(numbers, ['run'], dots=False)} {numbers['hardware'].iloc[0]}."
+    return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
+
+
+DRAWS = {"fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
+         "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses"}  # fmt: skip
+
+
+def asked_for(tables: Tables, figure: str) -> bool:
+    """Whether the batch of a registry names the grid that a figure (``fig0`` .. ``fig8``) draws."""
+    return DRAWS[figure] in set(tables["grids"]["grid"])
