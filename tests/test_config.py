@@ -9,10 +9,10 @@ import papermill
 import pytest
 import yaml
 
-from bidir import parameters
 from bidir.config import FIELDS, ConfigError, RunConfig, resolve
-from bidir.parameters import config_of, given_parameters, parameters_cells
 from bidir.presets import PRESETS
+from bidir.study import parameters
+from bidir.study.parameters import config_of, given_parameters, parameters_cells
 
 ROOT = Path(__file__).parents[1]
 

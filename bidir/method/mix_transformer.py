@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 Tokens = Float[Tensor, "B N D"]  # N = h * w positions of a level, D channels
 Scores = Float[Tensor, "B heads N M"]  # of each of N tokens to the M that it looks at
@@ -74,18 +75,12 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
         self.attention, self.mlp = Attention(dim, heads, sr_ratio), MixFFN(dim)
-        self.drop_path = drop_path
+        self.drop = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tokens, size: tuple[int, int], keep: bool) -> tuple[Tokens, Scores | None]:
         mixed, attention = self.attention(self.norm1(x), size, keep)
-        x = x + self._drop(mixed)
-        return x + self._drop(self.mlp(self.norm2(x), size)), attention
-
-    def _drop(self, branch: Tokens) -> Tokens:
-        if not self.training or self.drop_path == 0:
-            return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept / (1 - self.drop_path)
+        x = x + self.drop(mixed)
+        return x + self.drop(self.mlp(self.norm2(x), size)), attention
 
 
 class PatchEmbedding(nn.Module):

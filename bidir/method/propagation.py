@@ -70,7 +70,8 @@ class Propagator:
         self.present = Present.of(batch.label, batch.most)
         self.cam = self.present.take(maps.cam)
         self.outside = ~box_mask(batch.box, self.size, self.size)
-        self.bsp: tuple[Tensor, Tensor] | None = None  # value and class, however many thresholds look at them
+        # largest value and its class under BSP, made once however many thresholds look at them
+        self.bsp: tuple[Float[Tensor, "B H W"], Int[Tensor, "B H W"]] | None = None
 
     def __call__(self, kind: str, decided: bool = False) -> Int[Tensor, "B H W"]:
         """Pseudo-label 0..C, 255 = ignore. ``decided`` leaves no pixel of the true image ignored:

@@ -70,7 +70,7 @@ def predict_maps(
     par = refinement(batch, config) if any(names & PROPAGATED for names in wanted.values()) else None
     for protocol, names in wanted.items():
         if names & OF_CAM:
-            made = _of_cam(passes, batch, config, protocol, propagation, names, par)
+            made = _of_cam(passes, batch, config, (protocol, propagation), names, par)
             found |= {(protocol, name): one for name, one in made.items()}
         if protocol == "raw" and names & {"y_s", "branch_s"}:
             logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
@@ -82,35 +82,32 @@ def predict_maps(
     return {(p, name): found[p, name] for p, names in wanted.items() for name in MAPS if name in names}
 
 
+def _passed(protocol: str, config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """The scales of a protocol's CAM and of its Branch-S, and whether they are passed mirrored too."""
+    return ((1.0,), (1.0,), False) if protocol == "raw" else (config.seed_scales, config.eval_scales, True)
+
+
 def _needs(protocol: str, names: set[str], config: RunConfig, propagation: str) -> Needed:
     """The passes that the maps ``names`` of a protocol ask for."""
-    scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
-    tested = (1.0,) if protocol == "raw" else config.eval_scales
+    scales, tested, flip = _passed(protocol, config)
     asked = needed(scales, flip, propagation if names & PROPAGATED else "") if names & OF_CAM else Needed()
     return asked | (needed((), flip, branch_s=tested) if names & {"branch_s", "y_s"} else Needed())
 
 
 def _of_cam(
-    passes: Passes,
-    batch: Batch,
-    config: RunConfig,
-    protocol: str,
-    propagation: str,
-    names: set[str],
-    par: PAR | None,
+    passes: Passes, batch: Batch, config: RunConfig, key: Key, names: set[str], par: PAR | None
 ) -> dict[str, Int[Tensor, "B H W"]]:
-    """The maps that are made from a CAM: raw, propagated, and of the classes that Branch-C predicts."""
-    scales, flip = ((1.0,), False) if protocol == "raw" else (config.seed_scales, True)
-    maps, size, found = seed_maps(passes, batch, scales, flip), tuple(batch.image.shape[-2:]), {}
+    """The maps made from a CAM, by protocol and propagation (``key``): raw, propagated, of the classes predicted."""
+    scales, _, flip = _passed(key[0], config)
+    maps, size, made = seed_maps(passes, batch, scales, flip), tuple(batch.image.shape[-2:]), {}
     if names & PROPAGATED:
         propagate = Propagator(maps, batch, config, par)
-        found |= {"y_c": propagate(propagation)} if "y_c" in names else {}
-        found |= {"seed": propagate(propagation, decided=True)} if "seed" in names else {}
+        made |= {name: propagate(key[1], decided=name == "seed") for name in names & PROPAGATED}
     predicted = (passes[1.0].class_logits[: len(batch.image)] > 0).float()
     for name, label, most in (("cam", batch.label, batch.most), ("branch_c", predicted, predicted.shape[1])):
         if name in names:
-            found[name] = raw_seed(maps.cam, Present.of(label, most), config.threshold_cam, size)
-    return found
+            made[name] = raw_seed(maps.cam, Present.of(label, most), config.threshold_cam, size)
+    return made
 
 
 def evaluate(

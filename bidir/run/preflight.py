@@ -9,8 +9,7 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 from bidir.config import ConfigError, DataError, RunConfig
-from bidir.data.open import open_split
-from bidir.data.split import Split, describe
+from bidir.data.split import Split
 from bidir.method.encoders import entry
 
 
@@ -80,15 +79,3 @@ def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> 
             f"set crop_size to at most {int(longest)}"
         )
     return val.check(masks=val.masks is not None, progress=progress)
-
-
-def describe_dataset(config: RunConfig) -> None:
-    """Print counts, sizes and class balance of both parts. Errors: ``DataError`` with all that is wrong with either."""
-    problems = []
-    for part in ("train", "val"):
-        try:
-            print(f"{part}: {describe(open_split(config, part))}\n")
-        except DataError as error:
-            problems.append(f"{part}: {error}")
-    if problems:
-        raise DataError("\n".join(problems))

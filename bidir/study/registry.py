@@ -11,8 +11,8 @@ import pandas as pd
 
 from bidir.atomic import write_bytes, write_text
 from bidir.config import FIELDS, MACHINE_FIELDS, resolve, with_older
-from bidir.parameters import meaning
 from bidir.run.folder import RunFolder
+from bidir.study.parameters import meaning
 
 SETTINGS = [name for name in FIELDS if name not in MACHINE_FIELDS]
 FACTS = {

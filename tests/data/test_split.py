@@ -9,7 +9,7 @@ from PIL import Image
 from bidir.config import DataError
 from bidir.data.loader import TrainingCrops
 from bidir.data.open import open_split
-from bidir.data.split import Split, describe
+from bidir.data.split import Split
 
 
 def test_masks_are_mapped_to_the_subset(voc):
@@ -49,10 +49,3 @@ def test_manifest_tells_datasets_apart(voc, tmp_path):
     assert isinstance(split, Split)
     (tmp_path / "labels.txt").write_text("a cat\nb cat\nc person\n")
     assert split.manifest() != open_split(voc, "train").manifest()
-
-
-def test_a_description_counts_what_is_there(voc):
-    told = describe(open_split(voc, "train"))
-    assert told.startswith("3 images with masks, height 40/40/40 width 50/50/50 px (least/median/most), 1.33 classes")
-    assert " cat      2 images  66.7%\n" in told
-    assert " bus      0 images   0.0%  <- none" in told

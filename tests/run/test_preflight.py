@@ -8,7 +8,7 @@ import pytest
 
 from bidir.config import ConfigError, DataError, RunConfig
 from bidir.data.open import open_split
-from bidir.run.preflight import check_config, check_files, check_machine, check_processes, describe_dataset
+from bidir.run.preflight import check_config, check_files, check_machine, check_processes
 from bidir.run.training import fit
 from bidir.study.cost import forecast
 
@@ -43,16 +43,6 @@ def test_bad_datasets_are_named(voc, changes, message):
     train, val = open_split(config, "train"), open_split(config, "val")
     with pytest.raises(DataError, match=re.escape(message)):
         check_files(train, val, config, progress=False)
-
-
-def test_both_parts_are_described_or_what_is_wrong_with_either(voc, tmp_path, capsys):
-    describe_dataset(voc)
-    assert "train: 3 images with masks" in (told := capsys.readouterr().out)
-    assert "val: 2 images with masks" in told
-    for name in ("a", "d"):
-        (tmp_path / "JPEGImages" / f"{name}.jpg").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"(?s)train: .*a\.jpg.*val: .*d\.jpg"):
-        describe_dataset(voc)
 
 
 def test_classes_of_both_parts_must_agree(quick):

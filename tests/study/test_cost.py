@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bidir.study.cost import PARTS, cost, forecast, measure
+from bidir.study.cost import BASE, METHODS, SETTINGS, cost, forecast, measure, measure_evaluation, measure_refinement
 
 
 def test_a_dry_run_says_what_it_would_take(quick):
@@ -20,16 +20,29 @@ def test_a_dry_run_says_what_it_would_take(quick):
     assert not Path("nowhere").exists()
 
 
-def test_a_step_is_measured_with_every_term_on(quick):
-    found = measure(quick, steps=2, warm_up=1)
+@pytest.mark.parametrize("function", [measure, measure_refinement])
+def test_steps_are_measured(quick, function):
+    found = function(quick, steps=2)
     assert found["steps"] == 2
     assert 0 < found["seconds_least"] <= found["seconds_per_step"] <= found["seconds_most"]
     assert found["peak_memory_mib"] > 100
 
 
-def test_every_part_is_measured_in_a_process_of_its_own(quick, monkeypatch):
-    monkeypatch.setattr("bidir.study.cost.PARTS", {name: PARTS[name] for name in ("Branch-C alone", "c2s, PAR")})
+def test_an_evaluated_image_is_measured(quick):
+    found = measure_evaluation(quick, images=2)
+    assert found["steps"] == 2
+    assert 0 < found["seconds_least"] <= found["seconds_per_step"] <= found["seconds_most"]
+
+
+def test_every_part_is_measured_in_a_process_of_its_own_and_set_beside_full_supervision(quick, monkeypatch):
+    name, changes = list(SETTINGS.items())[1]
+    small = {**changes, "encoder": "mit_b0", "batch_size": 2, "crop_size": 64}
+    monkeypatch.setattr("bidir.study.cost.SETTINGS", {name: small})
+    monkeypatch.setattr("bidir.study.cost.METHODS", {part: METHODS[part] for part in (BASE, "Branch-C alone")})
     table = cost(quick)
-    assert table["part"].tolist() == ["Branch-C alone", "c2s, PAR"]
-    assert table["seconds_per_step"].gt(0).all()
-    assert table["what"].str.startswith("4 crops of 96 px, tf_efficientnet_lite0").all()
+    assert table["part"].tolist() == [BASE, "Branch-C alone"]
+    assert table["setting"].tolist() == [name] * 2
+    seconds, memory = table["seconds_per_step"], table["peak_memory_mib"]
+    assert table["ratio"].tolist() == pytest.approx((seconds / seconds[0]).tolist(), abs=1e-3)
+    assert table["memory_ratio"].tolist() == pytest.approx((memory / memory[0]).tolist(), abs=1e-3)
+    assert table["what"].str.contains("CPU").all()

@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from bidir.config import ConfigError
 from bidir.run.training import fit
 from bidir.study.batch import write_tables
 from bidir.study.grid import read_grid
@@ -88,5 +89,8 @@ def test_finished_runs_stay_in_a_registry_when_their_folders_are_gone(batch, tmp
         one, other = (t.sort_values(order, kind="stable", ignore_index=True) for t in (table, after[name]))
         pd.testing.assert_frame_equal(one, other, check_dtype=False)
     (half / jobs[0].folder.run_id).unlink()
-    write_tables(read_grid(grid, **{**folders, "runs_dir": str(half)}, lambda_c2s=0.3), copy)
-    assert read_registry(copy)["runs"].empty  # other settings are other runs
+    others = read_grid(grid, **{**folders, "runs_dir": str(half)}, lambda_c2s=0.3)  # other settings are other runs
+    with pytest.raises(ConfigError, match=rf"holds {len(before['runs'])} finished runs that this grid file does not n"):
+        write_tables(others, copy)
+    write_tables(others, tmp_path / "others")
+    assert read_registry(tmp_path / "others")["runs"].empty
