@@ -18,7 +18,10 @@ from bidir.study.cost import forecast
     [
         ({"propagation": "afa", "lambda_aff": 0.1}, "propagation = 'afa' needs attention"),
         ({"lambda_aff": 0.1}, "lambda_aff = 0.1 needs attention"),
-        ({"encoder": "mit_b0", "crop_size": 48}, "24 px at the smallest of seed_scales"),
+        (
+            {"encoder": "mit_b0", "crop_size": 48, "teacher_scales": (1.0, 0.5)},
+            "24 px at the smallest of teacher_scales",
+        ),
     ],
 )
 def test_the_encoder_must_have_what_is_asked_of_it(changes, message):
