@@ -16,8 +16,11 @@ test-slow: .venv/installed-dev ## the tests that take minutes
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-lab: .venv/installed ## JupyterLab with the project's kernel
-	$(BIN)/jupyter lab notebooks
+lab: .venv/installed ## JupyterLab at the project's root, opened on the starting page
+	@test "$$(id -u)" != 0 || echo "You are root, as in a container: JupyterLab is told to run all the same (--allow-root)."
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. \
+		--LabApp.default_url=/lab/tree/notebooks/00_start.ipynb --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bidir needs Python 3.11 or later; make PYTHON=python3.12 ...")'

@@ -90,8 +90,9 @@ def test_whole_images_batch_by_size(voc):
 def test_a_sample_is_a_batch_of_one_image_and_collating_joins_them(quick):
     crops = TrainingCrops(open_split(quick, "train"), quick)
     samples = [crops[0, i] for i in (3, 1)]
-    assert [len(value) for value in vars(samples[0]).values() if value is not None] == [1] * 4
+    assert [len(value) for value in vars(samples[0]).values() if isinstance(value, torch.Tensor)] == [1] * 4
     together = collate(samples)
     assert together.index.tolist() == [3, 1]
     assert together.mask is None
+    assert together.most == together.label.sum(1).max()
     assert torch.equal(together.image[1:], samples[1].image)
