@@ -173,3 +173,31 @@ def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]
     axes[0, 0].set_ylabel("gain of both over c2s (points)")
     axes[0, 0].legend()
     return figure
+
+
+def plot_cost(cost: pd.DataFrame) -> Figure:
+    """What ``bidir benchmark`` measured: a row of panels per setting, seconds and memory of each part as bars, with the
+    ratio to full supervision in brackets where there is one."""
+    settings = [part for _, part in cost.groupby("setting", sort=False)]
+    heights = [len(part) for part in settings]
+    figure, axes = plt.subplots(
+        len(settings), 2, figsize=(PAGE, 0.5 + 0.24 * sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for row, part in zip(axes, settings, strict=True):
+        spread = [part["seconds_per_step"] - part["seconds_least"], part["seconds_most"] - part["seconds_per_step"]]
+        for axis, column, ratio, form in zip(
+            row, ("seconds_per_step", "peak_memory_mib"), ("ratio", "memory_ratio"), ("{:.3g}", "{:.0f}"), strict=True
+        ):
+            lines = spread if column == "seconds_per_step" else None
+            bars = axis.barh(part["part"], part[column], xerr=lines, color="C0", height=0.65, error_kw={"lw": 0.8})
+            labels = [form.format(value) + (f" ({times:.2f})" if times == times else "")
+                      for value, times in zip(part[column], part[ratio], strict=True)]  # fmt: skip
+            axis.bar_label(bars, labels, fontsize=6, padding=2)
+            axis.margins(x=0.25)
+            axis.grid(axis="x")
+            axis.invert_yaxis()
+        row[0].set_title(part["setting"].iloc[0])
+        row[1].set_yticklabels([])
+    axes[-1, 0].set_xlabel("seconds")
+    axes[-1, 1].set_xlabel("peak memory (MiB)")
+    return figure
