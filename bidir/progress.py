@@ -27,7 +27,8 @@ class _Line:
 
 def bar(items: Iterable[Any], name: str, total: int | None = None, hidden: bool = False, **options: Any) -> tqdm:
     """``items`` with a progress bar: tqdm's, in a notebook as plain output in place of a red box of errors."""
-    in_notebook = "ipykernel" in sys.modules and not hidden
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    in_notebook = hasattr(shell, "kernel") and not hidden
     place = {"file": _Line(), "ncols": 100} if in_notebook else {}
     return tqdm(items, name, total, disable=hidden, mininterval=1, **place, **options)
 

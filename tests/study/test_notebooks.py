@@ -122,8 +122,9 @@ def drawn(batch, workspace):
                 row = {"grid": grid, "case": text, "seed": run.seed, "run_id": new, "state": "done"}
                 copies["grids"].append(pd.DataFrame([row]))
     write_registry({name: pd.concat(parts, ignore_index=True) for name, parts in copies.items()}, out)
-    cost = {"part": ["a", "b"], "setting": "small", "ratio": [1.0, None], "memory_ratio": [1.0, 1.2], "seconds_per_step": [0.5, 0.7], "seconds_least": [0.4, 0.7], "seconds_most": [0.6, 0.9],
-            "peak_memory_mib": [900, 1000], "steps": 8, "what": "this machine"}  # fmt: skip
+    cost = {"part": ["a", "b"], "setting": "small", "ratio": [1.0, None], "memory_ratio": [1.0, 1.2], "steps": 8,
+            "seconds_per_step": [0.5, 0.7], "seconds_least": [0.4, 0.7], "seconds_most": [0.6, 0.9],
+            "peak_memory_mib": [900, 1000], "what": "this machine"}  # fmt: skip
     pd.DataFrame(cost).to_csv(out / "cost.csv", index=False)
     where = {"runs_dir": batch[1]["runs_dir"], "data_root": batch[1]["data_root"]}
     return out, make_figures(out) | make_figures(out, "31", **where)
