@@ -227,10 +227,12 @@ def first_look(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
 
 
-DRAWS = {"fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
-         "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses"}  # fmt: skip
+DRAWS = {
+    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
+    "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses", "fig9": "teacher",
+}  # fmt: skip
 
 
 def asked_for(tables: Tables, figure: str) -> bool:
-    """Whether the batch of a registry names the grid that a figure (``fig0`` .. ``fig8``) draws."""
+    """Whether the batch of a registry names the grid that a figure (``fig0`` .. ``fig9``) draws."""
     return DRAWS[figure] in set(tables["grids"]["grid"])
