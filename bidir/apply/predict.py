@@ -179,8 +179,8 @@ def image_paths(images: str | Path | list[Path]) -> list[Path]:
     """The image files that a file, a folder or a list names. Errors: ``DataError``."""
     if isinstance(images, (str, Path)):
         folder = Path(images)
-        found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-        paths = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else found
+        files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+        paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else files
     else:
         paths = [Path(p) for p in images]
     missing = [p for p in paths if not p.is_file()]

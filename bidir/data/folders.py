@@ -74,8 +74,8 @@ def read_folder(config: RunConfig, split: str) -> Split:
         _check_labels(file.name, row, known, path)
     masks = tuple(root / "masks" / f"{image.stem}.png" for image in images) if (root / "masks").is_dir() else None
     matrix = label_matrix(labels, tuple(known))
-    found = Split(tuple(known), tuple(images), matrix, masks, tuple(range(len(known) + 1)))
-    return _not_empty(found, f"{path}, split {split!r}")
+    chosen = Split(tuple(known), tuple(images), matrix, masks, tuple(range(len(known) + 1)))
+    return _not_empty(chosen, f"{path}, split {split!r}")
 
 
 def read_list(path: Path) -> list[str]:

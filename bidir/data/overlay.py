@@ -40,7 +40,7 @@ def named_regions(mask: np.ndarray, names: tuple[str, ...]) -> list[tuple[int, i
     """x, y and name for each foreground class of a mask that covers 1 % of it: at its thickest spot, off the sides
     and clear of the names above it."""
     height, width = mask.shape
-    found: list[tuple[int, int, str]] = []
+    labels: list[tuple[int, int, str]] = []
     spots = []
     for index in np.unique(mask[(mask > 0) & (mask != IGNORE)]):
         if (mask == index).mean() >= 0.01:
@@ -48,10 +48,10 @@ def named_regions(mask: np.ndarray, names: tuple[str, ...]) -> list[tuple[int, i
     for x, y, name in sorted(spots, key=lambda spot: spot[1]):
         half, line = round(0.028 * len(name) * width), round(0.09 * height)  # about half a name's width; its height
         x = min(max(x, half), max(width - 1 - half, half))
-        near = [there for at, there, other in found if abs(x - at) < half + round(0.028 * len(other) * width)]
+        near = [there for at, there, other in labels if abs(x - at) < half + round(0.028 * len(other) * width)]
         y = max([y, *(there + line for there in near if y - there < line)])
-        found.append((x, min(y, height - 1), name))
-    return found
+        labels.append((x, min(y, height - 1), name))
+    return labels
 
 
 def _contour(mask: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ class Split:
         return lookup[mask].astype(np.uint8)
 
     def check(self, masks: bool, progress: bool = True) -> np.ndarray:
-        """Decode every image (and mask, if told so) once; returns sizes (images, 2) as height, width.
+        """Decode every image (and mask, if ``masks``) once; returns sizes (images, 2) as height, width.
 
         Errors: ``DataError`` that lists all problems, all files having been looked at.
         """
@@ -107,11 +107,11 @@ class Split:
                 return str(error)
 
         with ThreadPoolExecutor(4) as pool:
-            found = list(bar(pool.map(look, range(len(self))), "check images", len(self), not progress))
-        problems = [item for item in found if isinstance(item, str)]
+            looks = list(bar(pool.map(look, range(len(self))), "check images", len(self), not progress))
+        problems = [item for item in looks if isinstance(item, str)]
         if problems:
             raise DataError("\n".join(problems))
-        return np.array(found)
+        return np.array(looks)
 
 
 def label_matrix(labels: list[list[str]], class_names: tuple[str, ...]) -> np.ndarray:

@@ -33,10 +33,10 @@ def total(values: Shaped[Tensor, "*N"]) -> Shaped[Tensor, "*N"]:
 
 def gathered(value: object) -> list:
     """``value`` of every process, by rank."""
-    found: list = [None] * count()
+    values: list = [None] * count()
     if count() > 1:
-        dist.all_gather_object(found, value)
-    return found if count() > 1 else [value]
+        dist.all_gather_object(values, value)
+    return values if count() > 1 else [value]
 
 
 class SynchronisedNorm(nn.BatchNorm2d):

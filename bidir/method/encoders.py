@@ -73,11 +73,11 @@ def make_encoder(config: Network) -> MixTransformer | TimmEncoder:
 
     Errors: ``ConfigError`` for an unknown encoder, ``WeightsError`` for weights that do not fit.
     """
-    found = entry(config.encoder)
+    built_by = entry(config.encoder)
     named = config.encoder_weights == "imagenet"
-    encoder = found.build(named and found.imagenet is None)
-    if config.encoder_weights == "random" or (named and found.imagenet is None):
+    encoder = built_by.build(named and built_by.imagenet is None)
+    if config.encoder_weights == "random" or (named and built_by.imagenet is None):
         return encoder
-    path = found.imagenet() if named else resolve(config.encoder_weights)
-    found.load(encoder, weights.load_tensors(path), str(path))
+    path = built_by.imagenet() if named else resolve(config.encoder_weights)
+    built_by.load(encoder, weights.load_tensors(path), str(path))
     return encoder

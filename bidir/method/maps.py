@@ -84,8 +84,8 @@ def best_logits(
 ) -> Float[Tensor, "B S h4 w4"]:
     """Branch-S as it is tested at several scales: mean over the flip pair, maximum over scales, at 1/4 resolution."""
     quarter = tuple(-(-side // 4) for side in image.shape[-2:])
-    found = []
+    per_scale = []
     for scale in scales:
         plain, mirrored = resize(passes[scale].segmentation_logits.float(), quarter).chunk(2)
-        found.append((plain + mirrored.flip(3)) / 2)
-    return torch.stack(found).amax(0)
+        per_scale.append((plain + mirrored.flip(3)) / 2)
+    return torch.stack(per_scale).amax(0)

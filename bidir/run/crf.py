@@ -42,7 +42,7 @@ def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"])
 
     Errors: ``ConfigError`` if pydensecrf is not installed.
     """
-    (field_of, unary_of), found = load_crf(), []
+    (field_of, unary_of), refined = load_crf(), []
     for photo, score in zip(image, scores, strict=True):
         classes, height, width = score.shape
         field = field_of(width, height, classes)
@@ -51,5 +51,5 @@ def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"])
         pixels = np.ascontiguousarray(photo.round().byte().permute(1, 2, 0).cpu().numpy())
         field.addPairwiseBilateral(**BILATERAL, rgbim=pixels)
         energy = np.array(field.inference(ITERATIONS)).reshape(classes, height, width)
-        found.append(torch.from_numpy(energy.argmax(0)))
-    return torch.stack(found).to(image.device)
+        refined.append(torch.from_numpy(energy.argmax(0)))
+    return torch.stack(refined).to(image.device)

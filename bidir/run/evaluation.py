@@ -64,22 +64,22 @@ def predict_maps(
     asked = Needed()
     for protocol, names in wanted.items():
         asked |= _needs(protocol, names, config, propagation)
-    passes, found = multi_scale_pass(network, batch.image, asked), {}
+    passes, masks = multi_scale_pass(network, batch.image, asked), {}
     several = any("branch_s" in wanted.get(protocol, ()) for protocol in ("ms", "crf"))
     best = resize(best_logits(passes, batch.image, config.eval_scales), size) if several else None
     par = refinement(batch, config) if any(names & PROPAGATED for names in wanted.values()) else None
     for protocol, names in wanted.items():
         if names & OF_CAM:
             made = _of_cam(passes, batch, config, (protocol, propagation), names, par)
-            found |= {(protocol, name): one for name, one in made.items()}
+            masks |= {(protocol, name): one for name, one in made.items()}
         if protocol == "raw" and names & {"y_s", "branch_s"}:
             logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
-            found[protocol, "y_s"] = nearest(segmentation_pseudo_label(logits, batch, config), size)
-            found[protocol, "branch_s"] = resize(logits, size).argmax(1)
+            masks[protocol, "y_s"] = nearest(segmentation_pseudo_label(logits, batch, config), size)
+            masks[protocol, "branch_s"] = resize(logits, size).argmax(1)
         elif "branch_s" in names:
             refined = dense_crf(batch.image, probabilities(best, config)) if protocol == "crf" else best.argmax(1)
-            found[protocol, "branch_s"] = refined
-    return {(p, name): found[p, name] for p, names in wanted.items() for name in MAPS if name in names}
+            masks[protocol, "branch_s"] = refined
+    return {(p, name): masks[p, name] for p, names in wanted.items() for name in MAPS if name in names}
 
 
 def _passed(protocol: str, config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
@@ -175,17 +175,17 @@ def _image_rows(key: Key, counts: Int[Tensor, "B S S1"], names: list[str], class
     """Of each image and each class that is in it or predicted in it: pixels hit, true and predicted."""
     rows = []
     for name, hit, true, predicted in zip(names, *(values.tolist() for values in pixels(counts)), strict=True):
-        found = zip(("background", *classes), hit, true, predicted, strict=True)
-        rows += [(name, *key, *row) for row in found if row[2] or row[3]]
+        per_class = zip(("background", *classes), hit, true, predicted, strict=True)
+        rows += [(name, *key, *row) for row in per_class if row[2] or row[3]]
     return rows
 
 
 def mean_scores(per_class: pd.DataFrame) -> dict[str, float]:
     """``{"raw/branch_s": mIoU, ...}``, and of the pseudo-labels ``ms/y_c/precision`` and ``ms/y_c/coverage`` too."""
-    found = {}
+    scores = {}
     for row in per_class[per_class["class"] == "mean"].itertuples():
         name = f"{row.protocol}/{row.map}"
-        found[name] = float(row.iou)
+        scores[name] = float(row.iou)
         if row.map in ("y_c", "y_s"):
-            found |= {f"{name}/precision": float(row.precision), f"{name}/coverage": float(row.coverage)}
-    return found
+            scores |= {f"{name}/precision": float(row.precision), f"{name}/coverage": float(row.coverage)}
+    return scores

@@ -29,7 +29,7 @@ from bidir.study.tables import forget
 
 
 class NotebookError(ChildProcessError):
-    """A notebook that did not run to its end: ``kind`` of the error, and what it said."""
+    """A notebook that did not run to its end: ``kind`` of the error, and its ``message``."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"error in a notebook, {kind}: {message}")

@@ -116,10 +116,10 @@ def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_cl
     Errors: ``LookupError`` if no run of the grid is finished.
     """
     cells = tables["grids"].query("grid == @grid")[["run_id", "case"]]
-    found = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")
-    if found.empty:
+    rows = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")
+    if rows.empty:
         raise LookupError(f"grid {grid!r} holds no finished run; name it in the grid file and run bidir sweep")
-    return found
+    return rows
 
 
 def _plain(value: object) -> object:

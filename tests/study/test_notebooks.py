@@ -103,6 +103,7 @@ CELLS = {  # the other grids of the study, as copies of the runs of `directions`
                   ({"scenes_part_size": 0.6, "supervision": "both"}, 0.05)],
     "losses": [({"c2s_loss": one, "s2c_loss": two}, 0.0) for one in ("bce", "ce") for two in ("bce", "ce")],
     "propagation": [({"encoder": "mit_b0", "propagation": name}, 0.0) for name in ("par", "afa", "bsp")],
+    "teacher": [({"teacher_flip": False}, 0.0), ({"teacher_flip": True}, 0.05)],
 }  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def drawn(batch, workspace):
 
 FIGURES = (
     "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig3_interaction fig4_propagation fig5_sensitivity "
-    "fig6_dynamics fig7a_classes fig7b_size fig7c_difficulty fig8a_losses fig8b_cost"
+    "fig6_dynamics fig7a_classes fig7b_size fig7c_difficulty fig8a_losses fig8b_cost fig9_teacher"
 ).split()
 
 
@@ -178,6 +179,8 @@ def test_comparisons_across_grids_pair_the_right_runs(drawn):
         pd.read_csv(out / "figures" / "fig7c_difficulty.csv").query("map == 'branch_s'").set_index("at")["mean"]
     )
     assert drawn_gain.to_dict() == pytest.approx({0.6: gain + 0.055, 1.0: gain}, abs=1e-5)
+    taught = pd.read_csv(out / "tables" / "table9_differences.csv").query("map == 'branch_s'").iloc[0]
+    assert taught["mean"] == pytest.approx(0.055, abs=1e-5)  # raised by 0.05 and 0.06
     propagated = pd.read_csv(out / "figures" / "fig4_propagation.csv").query("map == 'seed'")
     assert sorted(set(propagated["propagation"])) == ["afa", "bsp", "par", "raw"]
 
@@ -188,7 +191,7 @@ def test_a_tables_numbers_are_in_its_csv_and_in_the_runs(batch, drawn):
     own = [
         json.loads((job.folder.path / "run.json").read_text())["results"]["raw/branch_s"]
         for job in jobs
-        if job.case == {"supervision": "both"}
+        if (job.grid, job.case) == ("directions", {"supervision": "both"})
     ]
     numbers = pd.read_csv(out / "tables" / "table2_directions.csv").query("supervision == 'both'")
     row = numbers.query("protocol == 'raw' and map == 'branch_s'").iloc[0]
@@ -207,9 +210,7 @@ def test_report_is_self_contained(batch, drawn, tmp_path):
     assert len(re.findall(r"<img [^>]*src=.data:image/png;base64", html)) == len(FIGURES)
     assert "both directions instead of C → S alone" in html
     assert re.search("teaching in both directions beats one (is not confirmed|holds|does not hold)", html)
-    assert (
-        html.count("Not run.") == 6
-    )  # nothing was drawn of the second, whose three grids ask for figures 0 to 3, 6, 7
+    assert html.count("Not run.") == 6  # of the second nothing was drawn; its grids ask for figures 0 to 3, 6 and 7
 
 
 def test_watching_a_batch(batch, tmp_path):

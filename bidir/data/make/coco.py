@@ -47,7 +47,7 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     files = {part: [source / f"{part}2014" / file for file in images] for part, images in shown.items()}
     require(files["train"] + files["val"], "named in the instance annotations")
 
-    begin(out, {"dataset": "coco", "annotations": {part: told for part, (_, told) in read.items()}})
+    begin(out, {"dataset": "coco", "annotations": {part: checksum for part, (_, checksum) in read.items()}})
     write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
     names, labels, problems = dict(enumerate((name for _, name in categories["train"]), 1)), {}, []
     for part, images in shown.items():
@@ -97,8 +97,8 @@ def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[st
         if one["image_id"] not in images:
             raise DataError(f"{part}, annotation {one['id']}: image {one['image_id']} is not among the images")
         objects[one["image_id"]].append(one)
-    found = {images[i]["file_name"]: (images[i], objects[i]) for i in objects}
-    return dict(sorted(found.items()))
+    by_file = {images[i]["file_name"]: (images[i], objects[i]) for i in objects}
+    return dict(sorted(by_file.items()))
 
 
 def _coco_mask(coco: Any, image: dict, objects: list[dict], ids: dict[int, int]) -> np.ndarray:

@@ -93,12 +93,12 @@ def _places(name: str, source: Path, inside: str) -> list[Path]:
 
 def _place(name: str, source: Path, inside: str) -> Path:
     """The first of ``_places``. Errors: ``DataError``."""
-    found = _places(name, source, inside)
-    if not found:
+    places = _places(name, source, inside)
+    if not places:
         raise DataError(
             f"{source}: no folder {name} there, nor in {inside}; --download (in the notebook, download) fetches it"
         )
-    return found[0]
+    return places[0]
 
 
 def _download(source: Path, sbd: Path | None) -> None:
@@ -156,10 +156,10 @@ def verify(dataset: str, lists: dict[str, list[str]], any_count: bool) -> None:
 
 def begin(out: Path, sources: dict[str, Any]) -> None:
     """Note what ``out`` is made from. Errors: ``DataError`` if it was begun from something else."""
-    path, told = out / "sources.json", json.dumps(sources, indent=1) + "\n"
-    if path.is_file() and path.read_text() != told:
+    path, text = out / "sources.json", json.dumps(sources, indent=1) + "\n"
+    if path.is_file() and path.read_text() != text:
         raise DataError(f"{out} was begun from other lists or annotations; give another folder, or delete this one")
-    write_text(path, told)
+    write_text(path, text)
 
 
 def digest(content: str | bytes) -> str:
@@ -184,18 +184,18 @@ def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[st
     texts["image_labels.txt"] = "\n".join(lines) + "\n"
     every = [out / "JPEGImages" / f"{name}.jpg" for name in sorted(set().union(*lists.values()))]
     Split((), tuple(every), np.zeros((len(every), 0), bool), None, (0,)).check(masks=False)
-    told = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
+    manifest = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
             "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
             "sha256": {name: digest(text) for name, text in texts.items()}}  # fmt: skip
-    told["sha256"]["SegmentationClass"] = _masks_digest(out)
+    manifest["sha256"]["SegmentationClass"] = _masks_digest(out)
     path = out / "manifest.json"
     before = json.loads(path.read_text())["sha256"] if path.is_file() else {}
-    changed = [name for name, digest in before.items() if told["sha256"].get(name) != digest]
+    changed = [name for name, digest in before.items() if manifest["sha256"].get(name) != digest]
     if changed:
         raise DataError(f"{out}: {', '.join(changed)} changed since manifest.json was written; delete it to accept")
     for name, text in texts.items():
         write_text(out / name, text)
-    write_text(path, json.dumps(told, indent=1) + "\n")
+    write_text(path, json.dumps(manifest, indent=1) + "\n")
     return out
 
 
