@@ -98,7 +98,7 @@ def plot_curves(
         rows, facts = pd.DataFrame(folder.rows()), folder.facts()
         final = facts.get("results", {})  # on all images, the others on some: a point of its own
         for axis, titles, mark in ((left, losses, ""), (right, maps, "o")):
-            for colour, (column, title) in enumerate(titles.items(), number if len(maps) == 1 else 0):
+            for colour, (column, title) in enumerate(titles.items(), number if len(titles) == 1 else 0):
                 look = {"color": f"C{colour}", "alpha": 0.35 if name in pale else 1}
                 if column in rows:
                     weight = facts["config"][f"lambda_{column}"] if column in ("c2s", "s2c", "aff") else 1.0
