@@ -39,8 +39,10 @@ if len(sys.argv) > 2:
 
 @pytest.fixture(scope="module")
 def config(quick, workspace):
+    """Learning slowly: at the usual rate rounding alone, as of one thread or two, turns pseudo-labels by iteration 14."""
     changes = {"iterations": 14, "c2s_start": 2, "s2c_start": 4, "propagation_start": 6, "eval_every": 7,
-               "checkpoint_every": 4, "warmup_iterations": 2}  # fmt: skip
+               "checkpoint_every": 4, "warmup_iterations": 2, "sigma_s": 0.0,
+               "learning_rate": 2e-5}  # fmt: skip
     return quick.replace(**changes, runs_dir=str(workspace / "one_process"))
 
 
@@ -82,12 +84,8 @@ def test_two_processes_train_as_one(pair):
     train = [table[table["kind"] == "train"].drop(columns="kind").dropna(axis=1, how="all") for table in rows]
     assert len(train[0]) == 14
     assert {"c2s", "s2c"} <= set(train[1].columns)
-    late = [
-        table.drop(columns="grad_norm").to_numpy(float) for table in train
-    ]  # it follows each label that rounding turns
-    np.testing.assert_allclose(late[1], late[0], rtol=0.02, atol=2e-3)
-    early = [table[table["step"] <= 6].to_numpy(float) for table in train]  # before rounding has grown
-    np.testing.assert_allclose(early[1], early[0], rtol=1e-3, atol=1e-5)
+    assert (train[0]["s2c"].dropna() > 0).all()
+    np.testing.assert_allclose(train[1].to_numpy(float), train[0].to_numpy(float), rtol=1e-3, atol=1e-5)
     models = [load_checkpoint(folder.checkpoint)["model"] for folder in pair]
     for name in ("segmentation.norm.running_mean", "segmentation.norm.running_var"):
         torch.testing.assert_close(models[1][name], models[0][name], rtol=0.02, atol=2e-3)
