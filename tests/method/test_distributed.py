@@ -39,7 +39,7 @@ if len(sys.argv) > 2:
 
 @pytest.fixture(scope="module")
 def config(quick, workspace):
-    """Learning slowly: at the usual rate rounding alone, as of one thread or two, turns pseudo-labels by iteration 14."""
+    """Learning slowly: at the usual rate rounding alone, as of one thread or two, turns labels by iteration 14."""
     changes = {"iterations": 14, "c2s_start": 2, "s2c_start": 4, "propagation_start": 6, "eval_every": 7,
                "checkpoint_every": 4, "warmup_iterations": 2, "sigma_s": 0.0,
                "learning_rate": 2e-5}  # fmt: skip
