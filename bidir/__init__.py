@@ -1,7 +1,5 @@
 """bidir: bidirectional supervision for end-to-end weakly supervised semantic segmentation."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a group of settings is checked: a frozen dataclass of strict fields, and one clear error for what is wrong."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from typing import Annotated, Any, TypeVar

@@ -1,7 +1,5 @@
 """The command line: one command per thing to do, each a few lines over what ``bidir`` offers."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

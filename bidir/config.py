@@ -1,7 +1,5 @@
 """What can be set: groups of settings, each value checked where it stands, and the one configuration made of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -153,7 +151,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
             )
 
     @classmethod
-    def from_parameters(cls, parameters: dict[str, Any], preset: str = "study") -> RunConfig:
+    def from_parameters(cls, parameters: dict[str, Any], preset: str = "study") -> "RunConfig":
         """A configuration from a preset and overriding parameters.
 
         Errors: ``ConfigError`` for an unknown preset or parameter, a wrong type or value.
@@ -163,12 +161,12 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         return cls(**{**PRESETS[preset], **parameters})
 
     @classmethod
-    def from_stored(cls, values: dict[str, Any]) -> RunConfig:
+    def from_stored(cls, values: dict[str, Any]) -> "RunConfig":
         """A configuration as it was written down, also by older code: what has gone since is left out, what has come
         gets the value under which that code computed."""
         return cls(**{name: value for name, value in with_older(values).items() if name != "tensorboard"})
 
-    def replace(self, **changes: Any) -> RunConfig:
+    def replace(self, **changes: Any) -> "RunConfig":
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 

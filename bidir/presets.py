@@ -1,7 +1,5 @@
 """Named starting points of a configuration: what each sets other than the defaults."""
 
-from __future__ import annotations
-
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,5 @@
 """Progress and interruption as a person sees them, at a terminal and in a notebook."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """A model to share: weights, configuration and card, which one line loads back."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

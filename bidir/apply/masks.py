@@ -1,7 +1,5 @@
 """Masks of a whole list of images: pseudo-masks for a second stage, and the archive that VOC's test server takes."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a trained model says of images: masks and overlays of one's own, and scores on a dataset."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Checkpoints of the reference implementation, as ours."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict

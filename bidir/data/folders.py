@@ -1,7 +1,5 @@
 """Datasets on disk: VOC layout, and a folder of images with a CSV of labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree
 

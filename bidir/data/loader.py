@@ -1,7 +1,5 @@
 """Augmentation and loaders driven by (seed, epoch, index): the same batches for any number of workers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

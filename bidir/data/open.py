@@ -1,7 +1,5 @@
 """The dataset that a configuration names, as one ``Split`` for each part, whatever its source."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from bidir.config import ConfigError, DataError, RunConfig, resolve

@@ -1,8 +1,6 @@
 """A mask drawn over its image: colours of VOC's palette, contours and class names, so that colour is not all; and the
 palette, and masks written with it."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A list of images with image labels and, where evaluation asks for them, masks."""
 
-from __future__ import annotations
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,7 +33,7 @@ class Split:
     def names(self) -> tuple[str, ...]:
         return tuple(path.stem for path in self.images)
 
-    def select(self, indices: np.ndarray) -> Split:
+    def select(self, indices: np.ndarray) -> "Split":
         """The images at ``indices``, in that order."""
         return replace(
             self,

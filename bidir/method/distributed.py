@@ -1,7 +1,5 @@
 """What a training step shares between processes, so that their number changes no loss and no statistic."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import torch

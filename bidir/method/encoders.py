@@ -1,7 +1,5 @@
 """Encoders: an image in 0..255 -> features at strides 4, 8, 16, 16, normalised as each was trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

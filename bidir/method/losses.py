@@ -4,8 +4,6 @@ Where several processes train, means are over the pixels of all: each process di
 the number of processes, since gradients are then averaged over them.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int

@@ -1,7 +1,5 @@
 """The one pass over an image at several scales and mirrored, and the maps that are fused from it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -23,7 +21,7 @@ class Needed(NamedTuple):
     decoded: frozenset[float] = frozenset()  # those at which Branch-S is
     walked: frozenset[float] = frozenset()  # those at which the affinity is
 
-    def __or__(self, other: Needed) -> Needed:
+    def __or__(self, other: "Needed") -> "Needed":
         return Needed(*(mine | its for mine, its in zip(self, other, strict=True)))
 
 

@@ -1,7 +1,5 @@
 """Mix Transformer B0-B5 (SegFormer, NeurIPS 2021), with the last stage at stride 16."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

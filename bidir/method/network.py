@@ -1,7 +1,5 @@
 """The dual-branch network: one encoder, a classification and a segmentation branch (method of BMP)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -131,7 +129,7 @@ class DualBranchNetwork(nn.Module):
         relation = None if attention is None else self.affinity(attention)
         return Outputs(class_logits, cam_logits, segmentation_logits, relation)
 
-    def train(self, mode: bool = True) -> DualBranchNetwork:
+    def train(self, mode: bool = True) -> "DualBranchNetwork":
         """Train mode; a frozen encoder norm keeps its statistics too."""
         super().train(mode)
         if self.norm_frozen:

@@ -1,7 +1,5 @@
 """Pixel-adaptive refinement (PAR, from AFA, CVPR 2022), as shifted views of the images and of the maps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """From maps to pseudo-labels: the propagations ``par``, ``afa``, ``bsp`` (Y_c), and Branch-S's own (Y_s)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -38,7 +36,7 @@ class Present(NamedTuple):
     filled: Bool[Tensor, "B K"]  # False where an image has fewer than K
 
     @classmethod
-    def of(cls, label: Float[Tensor, "B C"], count: int) -> Present:
+    def of(cls, label: Float[Tensor, "B C"], count: int) -> "Present":
         """``count``: K, as many classes as an image of the batch shows at most."""
         filled, index = label.sort(dim=1, descending=True, stable=True)
         return cls(index[:, :count], filled[:, :count] > 0)

@@ -1,7 +1,5 @@
 """Who teaches whom when: what is on at an iteration, its targets, the loss terms made with them, and their total."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """What the whole method shares: a batch, the value that nothing counts, boxes of true images, and resizing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,16 +27,16 @@ class Batch:
         """Those of its fields that are tensors."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
         return replace(self, **moved)
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> "Batch":
         """The batch in memory from which a GPU copies while it computes; the loader asks for it."""
         return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
 
-    def parts(self, size: int) -> list[Batch]:
+    def parts(self, size: int) -> list["Batch"]:
         """The batch in pieces of at most ``size`` images; 0: in one."""
         if not 0 < size < len(self.image):
             return [self]

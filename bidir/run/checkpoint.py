@@ -1,7 +1,5 @@
 """Checkpoints: everything that the next iteration depends on, written whole; and trained networks loaded from them."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

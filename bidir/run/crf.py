@@ -1,7 +1,5 @@
 """Dense CRF (Krähenbühl & Koltun, NeurIPS 2011) with the reference's test settings, by pydensecrf."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scores of every map the method makes, streaming: predict, count, drop."""
 
-from __future__ import annotations
-
 from itertools import chain
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A run's folder: every file name in it, what state the run is in, and where its numbers come from."""
 
-from __future__ import annotations
-
 import fcntl
 import importlib.metadata
 import json
@@ -38,7 +36,7 @@ class Scores(NamedTuple):
             write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6f"))
 
     @classmethod
-    def read(cls, folder: Path) -> Scores:
+    def read(cls, folder: Path) -> "Scores":
         """What ``write`` wrote."""
         return cls(*(pd.read_csv(folder / f"{name}.csv") for name in cls._fields))
 
@@ -54,7 +52,7 @@ class RunFolder:
         self.notebook, self.output = path / "notebook.ipynb", path / "log.txt"
 
     @classmethod
-    def of(cls, config: RunConfig, manifest: str) -> RunFolder:
+    def of(cls, config: RunConfig, manifest: str) -> "RunFolder":
         """The folder of the run of ``config`` on the dataset with that manifest."""
         return cls(resolve(config.runs_dir) / config.run_id(manifest))
 

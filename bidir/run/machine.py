@@ -1,7 +1,5 @@
 """The machine that a run is computed on: its device, precision, processes and trackers, and how much it took."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -1,7 +1,5 @@
 """One confusion matrix over the whole dataset, and what is read off it."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 from jaxtyping import Int

@@ -1,7 +1,5 @@
 """All that is looked at before a run starts: settings against the encoder, hardware, packages, every file."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One training step: the update, what it says of itself, and whether its values were finite."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from contextlib import nullcontext
 

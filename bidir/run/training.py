@@ -1,7 +1,5 @@
 """Training: one visible loop, and the step that it repeats."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Batches of runs: every run of a grid that is not finished, and the registry of all."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

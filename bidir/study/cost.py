@@ -1,7 +1,5 @@
 """What each part of the method costs: time and memory of a step and of an evaluated image, beside full supervision."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor

@@ -1,7 +1,5 @@
 """Figures from numbers: curves, seeds with intervals; and how a figure is written."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A grid file: which runs a batch has, checked as a whole before the first of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, fields
 from itertools import product

@@ -1,7 +1,5 @@
 """Means over seeds and differences on shared seeds, with intervals that hold for few of them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes long to import

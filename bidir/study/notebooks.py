@@ -1,7 +1,5 @@
 """Notebooks run by papermill: parameters checked first, output moved into place whole; and the report made of them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

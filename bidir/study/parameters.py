@@ -1,7 +1,5 @@
 """A notebook's parameters: the cells that set them, what each means, and a check that none was misspelt."""
 
-from __future__ import annotations
-
 import ast
 import json
 from typing import Any, Literal, get_args, get_origin

@@ -1,7 +1,5 @@
 """Pictures of images and the maps made of them, as overlays."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """The registry: four tidy tables of all runs of a batch, rebuilt from run folders at any time."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

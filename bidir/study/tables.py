@@ -1,7 +1,5 @@
 """Tables of a study: what its runs scored, by what was varied; and how a table is written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Where the runs of a batch are executed, each by ``execute``: on slots of this machine, or on a Dask cluster."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A look at a whole dataset before it is trained on: counts, sizes, class balance, and all that is wrong with it."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from bidir.config import DataError, RunConfig

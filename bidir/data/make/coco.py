@@ -1,7 +1,5 @@
 """COCO 2014 as it is published, to the one layout that training reads."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections import defaultdict

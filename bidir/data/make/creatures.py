@@ -1,7 +1,5 @@
 """Drawing for ``scenes``: creatures that share a body and differ in one part, and their habitats."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -4,8 +4,6 @@ The part that tells a creature's class is small and sits on a body that all clas
 activation maps under-segment; habitats go with classes, so activations leak; creatures overlap.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

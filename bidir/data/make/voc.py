@@ -4,8 +4,6 @@ The prepared folder links to the published images and holds lists, masks, image 
 is written last. A call that was stopped goes on; masks that are there are not made again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
