@@ -8,8 +8,7 @@ from pathlib import Path
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside ``path``, then replace it: a reader, a kill or a full disk never meets half a file.
 
-    Errors: ``OSError`` naming the path; what was there before is left intact.
-    """
+    Errors: ``OSError`` naming the path; what was there before is left intact."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,9 +18,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{os.strerror(error.errno or 5)}; the previous file is intact", str(path)
-        ) from error
+        why = f"{os.strerror(error.errno or 5)}; the previous file is intact"
+        raise OSError(error.errno, why, str(path)) from error
     finally:
         with suppress(OSError):  # not there, or in no folder: the error above says more
             draft.unlink()

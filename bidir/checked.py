@@ -35,9 +35,8 @@ Scales = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AS_TUPLE]
 
 def settings(cls: Group) -> Group:
     """``cls`` as a frozen dataclass of checked values: strict types, no unknown names, no NaN; else ``ConfigError``."""
-    made = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(
-        cls
-    )
+    rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    made = dataclass(frozen=True, kw_only=True, config=rules)(cls)
     checked = made.__init__
 
     def check(self: Any, **values: Any) -> None:
@@ -75,9 +74,8 @@ def _config_error(error: ValidationError, names: list[str]) -> ConfigError:
         hint = ""
         if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type"):
             hint = "; write it without quotes, and 1e-4 as 1.0e-4 (YAML reads the first as a string)"
-        return ConfigError(
-            f"{where} = {value!r} is a {type(value).__name__}, needs a {kind.removesuffix('_type')}{hint}"
-        )
+        needs = kind.removesuffix("_type")
+        return ConfigError(f"{where} = {value!r} is a {type(value).__name__}, needs a {needs}{hint}")
     needs = {
         "literal_error": "choose {expected}", "greater_than_equal": "needs to be at least {ge}",
         "less_than_equal": "needs to be at most {le}", "greater_than": "needs to be above {gt}",

@@ -147,15 +147,14 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
                 raise ConfigError(f"{name} = {getattr(self, name)}: needs 1.0 among the scales")
         if self.propagation == "afa" and self.lambda_aff == 0:
             raise ConfigError(
-                "propagation = 'afa' walks over the affinity, which lambda_aff = 0 leaves untrained; set 0.1"
+                "propagation = 'afa' walks over an affinity that lambda_aff = 0 leaves untrained; set 0.1"
             )
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any], preset: str = "study") -> "RunConfig":
         """A configuration from a preset and overriding parameters.
 
-        Errors: ``ConfigError`` for an unknown preset or parameter, a wrong type or value.
-        """
+        Errors: ``ConfigError`` for an unknown preset or parameter, a wrong type or value."""
         if preset not in PRESETS:
             raise ConfigError(f"preset = {preset!r}: choose one of {', '.join(PRESETS)}")
         return cls(**{**PRESETS[preset], **parameters})

@@ -21,8 +21,7 @@ def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
     """A split of a folder in VOC layout (JPEGImages, SegmentationClass, ImageSets/Segmentation).
 
     ``classes.txt`` in the folder, if there, lists the class names by mask id, background first;
-    otherwise they are VOC's twenty. Errors: ``DataError`` naming the file and the fix.
-    """
+    otherwise they are VOC's twenty. Errors: ``DataError`` naming the file and the fix."""
     root = root or resolve(config.data_root)
     if not (root / "JPEGImages").is_dir():
         raise DataError(f"data_root = {str(root)!r}: no folder JPEGImages in it; give a folder in VOC layout")
@@ -30,10 +29,11 @@ def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     require(images, f"named in ImageSets/Segmentation/{split}.txt")
     masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
-    if not any(mask.is_file() for mask in masks):  # hidden, as of a test list
-        masks = None
+    masks = masks if any(mask.is_file() for mask in masks) else None  # hidden, as of a test list
     known = known_classes(root / "classes.txt")
-    class_names = _subset(config.classes, known)
+    class_names = config.classes or tuple(known)
+    if unknown := [name for name in class_names if name not in known]:
+        raise DataError(f"classes: {unknown} not in the class list; known: {', '.join(known)}")
     labels = _read_labels(config, root, names, masks, known)
     ids = tuple(1 + known.index(name) for name in class_names)
     other = tuple(i + 1 for i in range(len(known)) if i + 1 not in ids)
@@ -46,8 +46,7 @@ def read_folder(config: RunConfig, split: str) -> Split:
     """Images plus ``labels.csv`` with columns file, labels (names separated by spaces), optionally split.
 
     Masks, if any, stand in ``masks/`` as PNG with the image's stem: 0 background, i the i-th class.
-    Errors: ``DataError`` naming the file and the fix.
-    """
+    Errors: ``DataError`` naming the file and the fix."""
     root = resolve(config.data_root)
     path = root / "labels.csv"
     if not path.is_file():
@@ -58,15 +57,13 @@ def read_folder(config: RunConfig, split: str) -> Split:
     known = list(config.classes) or sorted({name for row in table["labels"] for name in row.split()})
     twice = table["file"][table["file"].map(lambda file: Path(file).stem).duplicated()]
     if len(twice):
-        raise DataError(
-            f"{path}: a second image is called {Path(twice.iloc[0]).stem!r}; masks go by that name, rename it"
-        )
+        name = Path(twice.iloc[0]).stem
+        raise DataError(f"{path}: a second image is called {name!r}; masks go by that name, rename it")
     if "split" in table.columns:
         table = table[table["split"] == split]
     elif split != config.train_list:
         raise DataError(f"{path}: no column split, so there is no {split!r}; add it, or set holdout above 0")
-    labels = [row.split() for row in table["labels"]]
-    images = [root / file for file in table["file"]]
+    labels, images = table["labels"].str.split().tolist(), [root / file for file in table["file"]]
     require(images, f"named in {path}")
     for file, row in zip(images, labels, strict=True):
         _check_labels(file.name, row, known, path)
@@ -101,13 +98,6 @@ def known_classes(path: Path | None) -> list[str]:
     return path.read_text().split()[1:] if path and path.is_file() else list(VOC_CLASSES)
 
 
-def _subset(classes: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
-    unknown = [name for name in classes if name not in known]
-    if unknown:
-        raise DataError(f"classes: {unknown} not in the class list; known: {', '.join(known)}")
-    return classes or tuple(known)
-
-
 def _read_labels(config: RunConfig, root: Path, names: list[str], masks: list[Path] | None, known: list[str]):
     """Lists of class names, one per image, from where ``label_source`` says."""
     if config.label_source == "masks":
@@ -138,13 +128,13 @@ def _labels_in(mask: Path, known: list[str]) -> list[str]:
             ids = [int(v) for v in np.unique(np.array(image)) if v not in (0, IGNORE)]
     except UNREADABLE as error:
         raise DataError(f"{mask}: the mask cannot be read ({error}); label_source = 'masks' needs it") from error
-    unknown = [v for v in ids if not 0 < v <= len(known)]
-    if unknown:
+    if unknown := [v for v in ids if not 0 < v <= len(known)]:
         raise DataError(f"{mask}: unknown ids {unknown}; known: 0..{len(known)} and 255")
     return [known[v - 1] for v in ids]
 
 
 def read_xml(path: Path) -> list[str]:
+    """The classes that an annotation of VOC names. Errors: ``DataError``."""
     try:
         return sorted({node.text for node in ElementTree.parse(path).iterfind("object/name")})
     except ElementTree.ParseError as error:
@@ -154,12 +144,11 @@ def read_xml(path: Path) -> list[str]:
 def _check_labels(image: str, labels: list[str], known: list[str], source: Path) -> None:
     if not labels:
         raise DataError(f"{source}: image {image!r} has no labels; name its classes or take it off the list")
-    unknown = [name for name in labels if name not in known]
-    if unknown:
+    if unknown := [name for name in labels if name not in known]:
         raise DataError(f"{source}: image {image!r} has label {unknown[0]!r}; known: {', '.join(known)}")
 
 
 def _not_empty(split: Split, where: str) -> Split:
-    if len(split) == 0:
+    if not len(split):
         raise DataError(f"{where}: no image with any of the classes {', '.join(split.class_names)}")
     return split

@@ -50,10 +50,9 @@ def augment(
         crop[:, y : y + y_size, x : x + x_size] = TF.horizontal_flip(part) if flip else part
         return crop
 
-    if config.color_jitter:
-        image = TF.adjust_brightness(image, float(jitter[0]))
-        image = TF.adjust_contrast(image, float(jitter[1]))
-        image = TF.adjust_saturation(image, float(jitter[2]))
+    changes = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation) if config.color_jitter else ()
+    for change, factor in zip(changes, jitter, strict=False):
+        image = change(image, float(factor))
     crop = cut(image, torch.tensor(PADDING[config.padding]), InterpolationMode.BILINEAR)
     if mask is not None:
         mask = cut(mask, torch.tensor([IGNORE]), InterpolationMode.NEAREST)[0].long()
@@ -63,8 +62,7 @@ def augment(
 def _crop_axis(length: int, scale: float, size: int, u: float) -> tuple[int, int, int, int]:
     """One axis of a random crop of the scaled image, in source and in crop pixels.
 
-    Returns: start and extent in the source, start and extent in the crop.
-    """
+    Returns: start and extent in the source, start and extent in the crop."""
     scaled = max(1, round(length * scale))
     if scaled <= size:  # the whole axis, at a random place in the crop
         return 0, length, int(u * (size - scaled + 1)), scaled
@@ -75,8 +73,7 @@ def _crop_axis(length: int, scale: float, size: int, u: float) -> tuple[int, int
 class StepSampler:
     """Batches of (epoch, index) for the steps start..iterations; one permutation per epoch.
 
-    Process ``rank`` of ``world`` gets its share of every global batch.
-    """
+    Process ``rank`` of ``world`` gets its share of every global batch."""
 
     def __init__(self, images: int, config: RunConfig, start: int = 0, rank: int = 0, world: int = 1) -> None:
         self.images, self.config, self.start, self.rank, self.world = images, config, start, rank, world
@@ -103,10 +100,10 @@ class WholeImages(Dataset):
         self.split, self.size, self.masks = split, size, masks
 
     def __getitem__(self, index: int) -> Batch:
-        pixels = self.split.read_image(index)
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         if self.size:
-            image = TF.resize(image, list(_fit(pixels.shape[:2], self.size)), antialias=True)
+            scale = self.size / max(image.shape[-2:])
+            image = TF.resize(image, [int(side * scale) for side in image.shape[-2:]], antialias=True)
         mask = torch.from_numpy(self.split.read_mask(index)).long() if self.masks else None
         box = torch.tensor([0, 0, *image.shape[-2:]])
         return _single(self.split, index, image, box, mask)
@@ -119,11 +116,6 @@ def _single(
     label, most = torch.from_numpy(split.labels[index]).float(), max(1, int(split.labels[index].sum()))
     mask = None if mask is None else mask[None]
     return Batch(image.float()[None], label[None], box[None], mask, torch.tensor([index]), most)
-
-
-def _fit(shape: tuple[int, int], longest: int) -> tuple[int, int]:
-    scale = longest / max(shape)
-    return int(shape[0] * scale), int(shape[1] * scale)
 
 
 def same_size_batches(sizes: np.ndarray, batch_size: int) -> list[list[int]]:

@@ -17,16 +17,12 @@ def open_split(config: RunConfig, part: str) -> Split:
     """The images of ``part``: ``train`` or ``val``.
 
     With ``holdout`` above 0 a fixed random fraction of the training list becomes ``val`` and is
-    left out of ``train``, so that settings can be tuned without touching the validation list.
-    """
+    left out of ``train``, so that settings can be tuned without touching the validation list."""
     if part not in ("train", "val"):
         raise ConfigError(f"part = {part!r}: choose train or val")
     name = config.train_list if part == "train" or config.holdout else config.val_list
-    if config.dataset == "folder":
-        split = read_folder(config, name)
-    else:
-        root = prepare_scenes(config, resolve(config.data_root)) if config.dataset == "scenes" else None
-        split = read_voc(config, name, root)
+    root = prepare_scenes(config, resolve(config.data_root)) if config.dataset == "scenes" else None
+    split = read_folder(config, name) if config.dataset == "folder" else read_voc(config, name, root)
     if not config.holdout:
         return split
     held = round(config.holdout * len(split))

@@ -1,5 +1,4 @@
-"""A mask drawn over its image: colours of VOC's palette, contours and class names, so that colour is not all; and the
-palette, and masks written with it."""
+"""A mask drawn over its image: VOC's colours, contours, class names; the palette, and masks written with it."""
 
 import io
 from pathlib import Path
@@ -15,8 +14,7 @@ from bidir.method.tensors import IGNORE
 def draw_overlay(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """image (H, W, 3) uint8, mask (H, W) of 0..C and 255 -> (H, W, 3) uint8.
 
-    Ignored pixels are hatched in grey. ``names`` of the C classes stand where ``named_regions`` says; (): none.
-    """
+    Ignored pixels are hatched in grey. ``names`` of the C classes stand where ``named_regions`` says; (): none."""
     colour = voc_palette()[mask].astype(float)
     pixels = image.astype(float)
     foreground = (mask > 0) & (mask != IGNORE)
@@ -35,14 +33,11 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...]) ->
 
 
 def named_regions(mask: np.ndarray, names: tuple[str, ...]) -> list[tuple[int, int, str]]:
-    """x, y and name for each foreground class of a mask that covers 1 % of it: at its thickest spot, off the sides
-    and clear of the names above it."""
+    """x, y and name of each foreground class that covers 1 % of a mask: at its thickest spot, clear of other names."""
     height, width = mask.shape
     labels: list[tuple[int, int, str]] = []
-    spots = []
-    for index in np.unique(mask[(mask > 0) & (mask != IGNORE)]):
-        if (mask == index).mean() >= 0.01:
-            spots.append((*_thickest_spot(mask == index), names[index - 1]))
+    large = [i for i in np.unique(mask) if i not in (0, IGNORE) and (mask == i).mean() >= 0.01]
+    spots = [(*_thickest_spot(mask == index), names[index - 1]) for index in large]
     for x, y, name in sorted(spots, key=lambda spot: spot[1]):
         half, line = round(0.028 * len(name) * width), round(0.09 * height)  # about half a name's width; its height
         x = min(max(x, half), max(width - 1 - half, half))
@@ -57,8 +52,7 @@ def _contour(mask: np.ndarray) -> np.ndarray:
     edge = np.zeros(mask.shape, bool)
     for axis in (0, 1):
         here, there = np.moveaxis(mask, axis, 0)[:-1], np.moveaxis(mask, axis, 0)[1:]
-        differs = (here != there) & (here != IGNORE) & (there != IGNORE)
-        np.moveaxis(edge, axis, 0)[:-1] |= differs
+        np.moveaxis(edge, axis, 0)[:-1] |= (here != there) & (here != IGNORE) & (there != IGNORE)
     return edge
 
 
@@ -72,12 +66,9 @@ def _thickest_spot(region: np.ndarray) -> tuple[int, int]:
 
 def voc_palette() -> np.ndarray:
     """VOC's 256 colours, (256, 3) uint8: bit k of the three colours comes from bits 3k.. of the id."""
-    ids = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return palette
+    bit, channel = np.arange(8)[:, None], np.arange(3)
+    bits = (np.arange(256)[:, None, None] >> (3 * bit + channel)) & 1
+    return (bits << (7 - bit)).sum(1).astype(np.uint8)
 
 
 def save_palette_png(mask: np.ndarray, path: Path) -> None:

@@ -35,12 +35,8 @@ class Split:
 
     def select(self, indices: np.ndarray) -> "Split":
         """The images at ``indices``, in that order."""
-        return replace(
-            self,
-            images=tuple(self.images[i] for i in indices),
-            labels=self.labels[indices],
-            masks=self.masks and tuple(self.masks[i] for i in indices),
-        )
+        images, masks = (paths and tuple(paths[i] for i in indices) for paths in (self.images, self.masks))
+        return replace(self, images=images, labels=self.labels[indices], masks=masks)
 
     def manifest(self) -> str:
         """Hex digest of class names, image names, file sizes and labels."""
@@ -56,15 +52,13 @@ class Split:
             with Image.open(path) as image:
                 return np.array(image.convert("RGB"))
         except UNREADABLE as error:
-            raise DataError(
-                f"{path}: the image cannot be read ({error}); replace it or take it off the list"
-            ) from error
+            fix = "replace it or take it off the list"
+            raise DataError(f"{path}: the image cannot be read ({error}); {fix}") from error
 
     def read_mask(self, index: int) -> np.ndarray:
         """Mask (H, W) uint8 of class indices 0..C, ``IGNORE`` where unlabelled.
 
-        Errors: ``DataError`` if there is no mask, it is damaged, of another size or names an unknown id.
-        """
+        Errors: ``DataError`` if there is no mask, it is damaged, of another size or names an unknown id."""
         if self.masks is None:
             raise DataError(f"{self.images[index]}: this dataset has no masks; evaluation needs them")
         path = self.masks[index]
@@ -74,9 +68,8 @@ class Split:
         except UNREADABLE as error:
             raise DataError(f"{path}: the mask cannot be read ({error})") from error
         if mask.ndim != 2 or mask.dtype != np.uint8:
-            raise DataError(
-                f"{path}: {mask.shape} {mask.dtype}; a mask needs one channel of 8-bit class ids (palette PNG)"
-            )
+            needs = "a mask needs one channel of 8-bit class ids (palette PNG)"
+            raise DataError(f"{path}: {mask.shape} {mask.dtype}; {needs}")
         if mask.shape[::-1] != size:
             raise DataError(f"{path}: mask of {mask.shape[::-1]} pixels for an image of {size}; sizes must be equal")
         lookup = np.full(256, -1)
@@ -84,19 +77,16 @@ class Split:
         lookup[[IGNORE, *self.other_ids]] = IGNORE
         unknown = [int(v) for v in np.unique(mask) if lookup[v] < 0]
         if unknown:
-            raise DataError(
-                f"{path}: unknown ids {unknown}; known: {sorted([*self.mask_ids, *self.other_ids])} and 255"
-            )
+            known = sorted([*self.mask_ids, *self.other_ids])
+            raise DataError(f"{path}: unknown ids {unknown}; known: {known} and 255")
         return lookup[mask].astype(np.uint8)
 
     def check(self, masks: bool, progress: bool = True) -> np.ndarray:
         """Decode every image (and mask, if ``masks``) once; returns sizes (images, 2) as height, width.
 
-        Errors: ``DataError`` that lists all problems, all files having been looked at.
-        """
+        Errors: ``DataError`` that lists all problems, all files having been looked at."""
 
         def look(index: int) -> tuple[int, int] | str:
-            """The size of an image, or what is wrong with it or its mask."""
             try:
                 if masks:
                     self.read_mask(index)

@@ -31,10 +31,10 @@ def total(values: Shaped[Tensor, "*N"]) -> Shaped[Tensor, "*N"]:
 
 def gathered(value: object) -> list:
     """``value`` of every process, by rank."""
-    values: list = [None] * count()
+    values = [value] * count()
     if count() > 1:
         dist.all_gather_object(values, value)
-    return values if count() > 1 else [value]
+    return values
 
 
 class SynchronisedNorm(nn.BatchNorm2d):

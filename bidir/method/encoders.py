@@ -25,13 +25,11 @@ class TimmEncoder(nn.Module):
         try:
             probe = timm.create_model(name, features_only=True, output_stride=16)
             indices = probe.feature_info.out_indices[-4:]
-            self.body = timm.create_model(
-                name, features_only=True, output_stride=16, out_indices=indices, pretrained=pretrained
-            )
+            levels = {"out_indices": indices, "pretrained": pretrained}
+            self.body = timm.create_model(name, features_only=True, output_stride=16, **levels)
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-            raise ConfigError(
-                f"encoder = {name!r}: {', '.join(VARIANTS)}, or a timm feature extractor ({error})"
-            ) from error
+            known = f"{', '.join(VARIANTS)}, or a timm feature extractor"
+            raise ConfigError(f"encoder = {name!r}: {known} ({error})") from error
         if self.body.feature_info.reduction() != STRIDES:
             raise ConfigError(f"encoder = {name!r} has strides {self.body.feature_info.reduction()}, needs {STRIDES}")
         self.dims = tuple(self.body.feature_info.channels())
@@ -69,8 +67,7 @@ def entry(name: str) -> Entry:
 def make_encoder(config: Network) -> MixTransformer | TimmEncoder:
     """The encoder that the configuration names, with its weights loaded.
 
-    Errors: ``ConfigError`` for an unknown encoder, ``WeightsError`` for weights that do not fit.
-    """
+    Errors: ``ConfigError`` for an unknown encoder, ``WeightsError`` for weights that do not fit."""
     built_by = entry(config.encoder)
     named = config.encoder_weights == "imagenet"
     encoder = built_by.build(named and built_by.imagenet is None)

@@ -1,8 +1,7 @@
 """The loss terms of BMP, each exactly 0 with zero gradient when nothing qualifies.
 
 Where several processes train, means are over the pixels of all: each process divides its sum by the total over
-the number of processes, since gradients are then averaged over them.
-"""
+the number of processes, since gradients are then averaged over them."""
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,7 @@ def dense_loss(logits: Float[Tensor, "B K h w"], target: Int[Tensor, "B h w"], k
     """Mean loss over the pixels whose target is not 255; 0 if there is none.
 
     ``ce``: cross-entropy over the K channels. ``bce``: binary cross-entropy of each channel against
-    the one-hot target, mean over channels.
-    """
+    the one-hot target, mean over channels."""
     valid = target != IGNORE
     safe = target.masked_fill(~valid, 0)
     if kind == "ce":
@@ -46,8 +44,7 @@ def affinity_loss(
 ) -> Float[Tensor, ""]:
     """L_aff: mean of 1 - a over pairs of equal label and of a over unequal, each count + 1, halved.
 
-    Pairs farther apart than ``near`` allows, or with an ignored token, are left out.
-    """
+    Pairs farther apart than ``near`` allows, or with an ignored token, are left out."""
     known = token_label != IGNORE
     pairs = near & known[:, :, None] & known[:, None, :]
     equal = token_label[:, :, None] == token_label[:, None, :]

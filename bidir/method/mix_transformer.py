@@ -43,12 +43,9 @@ class Attention(nn.Module):
             reduced = self.sr(x.transpose(1, 2).unflatten(2, size))  # (B, D, h / r, w / r)
             source = self.norm(reduced.flatten(2).transpose(1, 2))
         k, v = self.kv(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attention = None
-        if keep:  # the map is needed: compute it once and use it
-            attention = q @ k.transpose(-2, -1)
-            mixed = (attention * self.scale).softmax(-1) @ v
-        else:
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        attention = q @ k.transpose(-2, -1) if keep else None  # if the map is needed: computed once and used
+        fused = nn.functional.scaled_dot_product_attention
+        mixed = (attention * self.scale).softmax(-1) @ v if keep else fused(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim)), attention
 
 
@@ -119,20 +116,15 @@ class MixTransformer(nn.Module):
     attention_channels = 2 * HEADS[-1]
 
     def __init__(
-        self,
-        dims: tuple[int, ...],
-        depths: tuple[int, ...],
-        strides: tuple[int, ...] = (4, 2, 2, 1),
-        drop_path: float = 0.1,
+        self, dims: tuple[int, ...], depths: tuple[int, ...], strides=(4, 2, 2, 1), drop_path: float = 0.1
     ) -> None:
         super().__init__()
         self.dims = dims
+        levels = dims, HEADS, SR_RATIOS, strides, depths
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))  # grows with depth
         self.stages = nn.ModuleList(
             Stage(channels, dim, heads, ratio, stride, [next(rates) for _ in range(depth)])
-            for channels, dim, heads, ratio, stride, depth in zip(
-                (3, *dims), dims, HEADS, SR_RATIOS, strides, depths, strict=False
-            )
+            for channels, dim, heads, ratio, stride, depth in zip((3, *dims), *levels, strict=False)
         )
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1), persistent=False)

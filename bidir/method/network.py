@@ -33,8 +33,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class Outputs(NamedTuple):
     """What the network says about a batch; C foreground classes, S = C + 1 with background first.
 
-    h4, w4 and h16, w16 are the image's size over 4 and 16, rounded up; N = h16 * w16 tokens.
-    """
+    h4, w4 and h16, w16 are the image's size over 4 and 16, rounded up; N = h16 * w16 tokens."""
 
     class_logits: Float[Tensor, "B C"]
     cam_logits: Float[Tensor, "B C h16 w16"]
@@ -58,8 +57,7 @@ class SegmentationBranch(nn.Module):
     """Branch-S: SegFormer's all-MLP decoder.
 
     The fusing 1x1 convolution over the concatenated levels is applied level by level before resizing:
-    the two commute, and most of the work is then done at the levels' own low resolution.
-    """
+    the two commute, and most of the work is then done at the levels' own low resolution."""
 
     def __init__(self, dims: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -75,10 +73,8 @@ class SegmentationBranch(nn.Module):
         size = features[0].shape[-2:]
         # as in the reference, the deepest level comes first in the concatenation
         weights = reversed(self.fuse.weight.split(WIDTH, dim=1))
-        fused = sum(
-            resize(F.conv2d(project(feature), weight), size)
-            for project, feature, weight in zip(self.project, features, weights, strict=True)
-        )
+        levels = zip(self.project, features, weights, strict=True)
+        fused = sum(resize(F.conv2d(project(feature), weight), size) for project, feature, weight in levels)
         return self.predict(self.dropout(F.relu(self.norm(fused))))
 
 
@@ -110,11 +106,7 @@ class DualBranchNetwork(nn.Module):
             parameter.requires_grad_(not self.norm_frozen)  # so that they take no part in gradient clipping
 
     def forward(
-        self,
-        image: Float[Tensor, "B 3 H W"],
-        segmentation: bool = True,
-        affinity: bool = False,
-        observed: bool = False,
+        self, image: Float[Tensor, "B 3 H W"], segmentation: bool = True, affinity: bool = False, observed: bool = False
     ) -> Outputs:
         """image: RGB in 0..255. What is not asked for is not computed and stays None. ``observed``: Branch-S only to be
         looked at, by no loss: in eval mode, without gradient."""
@@ -132,10 +124,9 @@ class DualBranchNetwork(nn.Module):
     def train(self, mode: bool = True) -> "DualBranchNetwork":
         """Train mode; a frozen encoder norm keeps its statistics too."""
         super().train(mode)
-        if self.norm_frozen:
-            for module in self.encoder.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        for module in self.encoder.modules() if self.norm_frozen else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
         return self
 
     def _norm_parameters(self) -> list[nn.Parameter]:

@@ -19,9 +19,7 @@ class PAR:
 
     Colour term: -((|n - i| / (std over the 48 neighbours + 1e-8)) / 0.3)^2, averaged over RGB, softmax
     over the neighbours; plus 0.01 times the softmax of the same form on pixel distance. A neighbour beyond the true
-    image is its nearest pixel. The weights sum to 1.01, so ten iterations raise values by 1.01^10, unless
-    ``normalized`` divides it out.
-    """
+    image is its nearest pixel. Weights sum to 1.01: ten iterations raise values by 1.01^10, unless ``normalized``."""
 
     def __init__(self, image: Float[Tensor, "B 3 h w"], box: Int[Tensor, "B 4"], normalized: bool = False) -> None:
         self.box = box

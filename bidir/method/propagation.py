@@ -18,8 +18,7 @@ def radius_mask(height: int, width: int, device: torch.device) -> Bool[Tensor, "
     """Which pairs of tokens lie at most ``RADIUS`` rows and ``RADIUS`` columns apart; N = height * width."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
-    near_rows = (rows[:, None] - rows).abs() <= RADIUS
-    return near_rows & ((columns[:, None] - columns).abs() <= RADIUS)
+    return ((rows[:, None] - rows).abs() <= RADIUS) & ((columns[:, None] - columns).abs() <= RADIUS)
 
 
 def random_walk(seed: Float[Tensor, "B K h w"], affinity: Float[Tensor, "B N N"]) -> Float[Tensor, "B K h w"]:
@@ -68,8 +67,7 @@ class Propagator:
         self.present = Present.of(batch.label, batch.most)
         self.cam = self.present.take(maps.cam)
         self.outside = ~box_mask(batch.box, self.size, self.size)
-        # largest value and its class under BSP, made once however many thresholds look at them
-        self.bsp: tuple[Float[Tensor, "B H W"], Int[Tensor, "B H W"]] | None = None
+        self.bsp = None  # largest value and its class, made once however many thresholds look at them
 
     def __call__(self, kind: str, decided: bool = False) -> Int[Tensor, "B H W"]:
         """Pseudo-label 0..C, 255 = ignore. ``decided`` leaves no pixel of the true image ignored:
@@ -92,8 +90,7 @@ class Propagator:
     def _two_thresholds(self, thresholds: tuple[float, ...], walk: bool) -> Int[Tensor, "B H W"]:
         """``par`` and ``afa``: a constant background score, softmax, (walk,) PAR, argmax, per threshold.
 
-        Foreground where the first threshold says so, background where all do, ignored between.
-        """
+        Foreground where the first threshold says so, background where all do, ignored between."""
         seeds = torch.cat([self._softmax(t) for t in thresholds], 1)
         if walk:
             if self.maps.affinity is None:
@@ -111,9 +108,7 @@ class Propagator:
         return torch.cat([background, self.cam.masked_fill(absent, -torch.inf)], 1).softmax(1)
 
 
-def raw_seed(
-    cam: Float[Tensor, "B C h w"], present: Present, threshold: float, size: tuple[int, int]
-) -> Int[Tensor, "B H W"]:
+def raw_seed(cam: Float[Tensor, "B C h w"], present: Present, threshold: float, size: tuple) -> Int[Tensor, "B H W"]:
     """The CAM itself as a segmentation: the strongest present class, background below ``threshold``."""
     scores = resize(present.take(cam), size)
     return present.decide(torch.cat([torch.full_like(scores[:, :1], threshold), scores], 1))[1]
@@ -124,8 +119,7 @@ def segmentation_pseudo_label(
 ) -> Int[Tensor, "B h w"]:
     """Y_s: argmax of P_s where its largest value reaches sigma_s; 255 below it and on padding.
 
-    Background keeps its 0: the s2c loss leaves it out, evaluation counts it.
-    """
+    Background keeps its 0: the s2c loss leaves it out, evaluation counts it."""
     values = logits
     if config.confidence == "probability":
         values = logits.softmax(1) if config.c2s_loss == "ce" else logits.sigmoid()

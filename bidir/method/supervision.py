@@ -105,12 +105,9 @@ def loss_terms(
 
 def labelled_shares(targets: Targets) -> dict[str, Float[Tensor, ""]]:
     """How much each teacher says: the share of pixels that Y_c labels, and that Y_s labels as foreground."""
-    shares = {}
-    if targets.y_c is not None:
-        shares["c2s_share"] = (targets.y_c != IGNORE).float().mean()
-    if targets.y_s is not None:
-        shares["s2c_share"] = ((targets.y_s > 0) & (targets.y_s != IGNORE)).float().mean()
-    return shares
+    y_c, y_s = targets.y_c, targets.y_s
+    shares = {} if y_c is None else {"c2s_share": (y_c != IGNORE).float().mean()}
+    return shares if y_s is None else {**shares, "s2c_share": ((y_s > 0) & (y_s != IGNORE)).float().mean()}
 
 
 def total_loss(terms: dict[str, Float[Tensor, ""]], config: Supervision) -> Float[Tensor, ""]:

@@ -29,8 +29,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
-        return replace(self, **moved)
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
 
     def pin_memory(self) -> "Batch":
         """The batch in memory from which a GPU copies while it computes; the loader asks for it."""

@@ -19,8 +19,7 @@ State = dict[str, Shaped[Tensor, "..."]]  # a state dict: names to tensors
 def read_plain(path: Path) -> Any:
     """What ``torch.save`` wrote, on the CPU: tensors and plain values, never code.
 
-    Errors: ``WeightsError`` if the file is damaged or holds anything else.
-    """
+    Errors: ``WeightsError`` if the file is damaged or holds anything else."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, OSError) as error:
@@ -31,8 +30,7 @@ def read_plain(path: Path) -> Any:
 def load_tensors(path: Path) -> State:
     """A state dict from a .pth or .safetensors file, refusing pickled code.
 
-    Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors.
-    """
+    Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
     try:
@@ -49,22 +47,18 @@ def load_matching(module: nn.Module, state: State, source: str, named: dict[str,
     """Load ``state`` into ``module``, every key and every shape.
 
     ``named``: the file's own names by those of ``state``. Errors: ``WeightsError`` naming missing and unexpected keys
-    and differing shapes; with ``named`` all of them, else the first twelve.
-    """
+    and differing shapes; with ``named`` all of them, else the first twelve."""
     own, theirs = module.state_dict(), named or {}
     lines = [f"unexpected {theirs.get(name, name)}" for name in state if name not in own]
     lines += [f"missing {name}" for name in own if name not in state]
-    lines += [
-        f"{theirs.get(name, name)}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    other = [name for name in own if name in state and state[name].shape != own[name].shape]
+    shapes = [f"{tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model" for name in other]
+    lines += [f"{theirs.get(name, name)}: {shape}" for name, shape in zip(other, shapes, strict=True)]
     if lines:
         shown = lines if named else lines[:12]
         more = f"\n  ... and {len(lines) - len(shown)} more" if len(lines) > len(shown) else ""
-        raise WeightsError(
-            f"{source} does not fit the model (another encoder, or other classes?):\n  " + "\n  ".join(shown) + more
-        )
+        why = f"{source} does not fit the model (another encoder, or other classes?)"
+        raise WeightsError("\n  ".join([f"{why}:", *shown]) + more)
     module.load_state_dict(state)
 
 
@@ -91,8 +85,7 @@ def mix_transformer_hub(name: str) -> Path:
 def mix_transformer_state(state: State) -> State:
     """A Mix Transformer's state dict under our names, from SegFormer's own or transformers' names.
 
-    Separate keys and values are packed, key first; classifier and decoder entries are dropped.
-    """
+    Separate keys and values are packed, key first; classifier and decoder entries are dropped."""
     renamed = {our_name(name): value for name, value in state.items()}
     for name in [name for name in renamed if ".key." in name]:
         parts = [renamed.pop(name), renamed.pop(name.replace(".key.", ".value."))]
@@ -143,9 +136,8 @@ def from_hub(repository: str, file: str = "") -> Path:
     try:
         return Path(hf_hub_download(repository, file) if file else snapshot_download(repository))
     except Exception as error:  # the hub's client raises many kinds, most of them network errors
-        raise WeightsError(
-            f"{repository} could not be fetched from the hub ({type(error).__name__}); give the path of a file you have"
-        ) from error
+        why = f"could not be fetched from the hub ({type(error).__name__})"
+        raise WeightsError(f"{repository} {why}; give the path of a file you have") from error
 
 
 def lite0_wheel() -> Path:

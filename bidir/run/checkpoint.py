@@ -3,12 +3,12 @@
 import io
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.optim import Optimizer
 
 from bidir.atomic import write_bytes
 from bidir.config import ConfigError, RunConfig, WeightsError
@@ -27,8 +27,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, tensors on the CPU.
 
-    Errors: ``WeightsError`` if the file is missing, damaged, holds code, or is no checkpoint of ours.
-    """
+    Errors: ``WeightsError`` if the file is missing, damaged, holds code, or is no checkpoint of ours."""
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such checkpoint")
     content = read_plain(Path(path))
@@ -39,28 +38,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def save_state(
-    path: Path,
-    network: DualBranchNetwork,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    step: int,
-    config: RunConfig,
-    classes: tuple[str, ...],
+    path: Path, network: DualBranchNetwork, optimizer: Optimizer, accelerator: Accelerator, facts: dict[str, Any]
 ) -> None:
-    """What a run goes on from, as tensors and plain values; the main process writes it."""
-    own = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    rng = distributed.gathered(own)
+    """What a run goes on from, as tensors and plain values, beside ``facts``: step, config (JSON), classes."""
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    rng = distributed.gathered({"cpu": torch.get_rng_state(), **cuda})
     if accelerator.is_main_process:
         save_checkpoint(path, {
-            "model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "rng": rng,
+            **facts, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
-            "config": json.dumps(asdict(config)), "classes": list(classes),
         })  # fmt: skip
 
 
-def resume(path: Path, network: DualBranchNetwork, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> int:
+def resume(path: Path, network: DualBranchNetwork, optimizer: Optimizer, accelerator: Accelerator) -> int:
     """Restore weights, optimiser, loss scale and random state; returns the iterations done, 0 without a checkpoint."""
     if not path.is_file():
         return 0
@@ -80,9 +70,7 @@ def resume(path: Path, network: DualBranchNetwork, optimizer: torch.optim.Optimi
 def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
     """A trained network in eval mode, its configuration and its class names.
 
-    ``path``: a checkpoint, a folder that ``export_model`` wrote, or the name of such a one on the hub (``user/name``).
-    Errors: ``WeightsError``.
-    """
+    ``path``: a checkpoint, a folder by ``export_model``, or its hub name, user/name. Errors: ``WeightsError``."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not Path(path).exists() and Path(path).suffix != ".pt"
     folder = from_hub(str(path)) if on_hub else Path(path)
     content = _exported(folder) if folder.is_dir() else load_checkpoint(folder)

@@ -38,8 +38,7 @@ def load_crf() -> tuple[Any, Any]:
 def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"]) -> Int[Tensor, "B H W"]:
     """Class ids after mean-field inference. Args: image RGB in 0..255, scores that sum to 1 over S.
 
-    Errors: ``ConfigError`` if pydensecrf is not installed.
-    """
+    Errors: ``ConfigError`` if pydensecrf is not installed."""
     (field_of, unary_of), refined = load_crf(), []
     for photo, score in zip(image, scores, strict=True):
         classes, height, width = score.shape

@@ -23,6 +23,7 @@ from bidir.run.folder import Scores
 from bidir.run.metrics import confusion, pixels, score_table
 
 Key = tuple[str, str]  # protocol, map
+Wanted = dict[str, set[str]]  # maps by protocol
 PROTOCOLS = ("raw", "ms", "crf")  # one pass as it is | several scales, each with its flip | the same, then dense CRF
 COLUMNS = ["protocol", "map", "class", "iou", "precision", "recall", "coverage", "images"]
 IMAGE_COLUMNS = ["image", "protocol", "map", "class", "hit", "true", "predicted"]
@@ -44,19 +45,14 @@ def makes(protocol: str, name: str) -> bool:
 
 
 def predict_maps(
-    network: DualBranchNetwork,
-    batch: Batch,
-    config: RunConfig,
-    wanted: dict[str, set[str]],
-    propagation: str | None = None,
+    network: DualBranchNetwork, batch: Batch, config: RunConfig, wanted: Wanted, propagation: str | None = None
 ) -> dict[Key, Int[Tensor, "B H W"]]:
     """The maps ``wanted`` per protocol, of a batch of whole images, as class ids 0..C, 255 = ignored.
 
     ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
     use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``; ``crf`` refines
     that of Branch-S and makes no other map. Each scale and flip passes the network once for all of them.
-    ``propagation`` replaces the configuration's, as early in training.
-    """
+    ``propagation`` replaces the configuration's, as early in training."""
     propagation, size = propagation or config.propagation, tuple(batch.image.shape[-2:])
     wanted = {protocol: {name for name in names if makes(protocol, name)} for protocol, names in wanted.items()}
     asked = Needed()
@@ -67,9 +63,8 @@ def predict_maps(
     best = resize(best_logits(passes, batch.image, config.eval_scales), size) if several else None
     par = refinement(batch, config) if any(names & PROPAGATED for names in wanted.values()) else None
     for protocol, names in wanted.items():
-        if names & OF_CAM:
-            made = _of_cam(passes, batch, config, (protocol, propagation), names, par)
-            masks |= {(protocol, name): one for name, one in made.items()}
+        made = _of_cam(passes, batch, config, (protocol, propagation), names, par) if names & OF_CAM else {}
+        masks |= {(protocol, name): one for name, one in made.items()}
         if protocol == "raw" and names & {"y_s", "branch_s"}:
             logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
             masks[protocol, "y_s"] = nearest(segmentation_pseudo_label(logits, batch, config), size)
@@ -113,7 +108,7 @@ def evaluate(
     split: Split,
     sizes: np.ndarray,
     config: RunConfig,
-    wanted: dict[str, set[str]] | None = None,
+    wanted: Wanted | None = None,
     limit: int = 0,
     progress: bool = True,
     propagation: str | None = None,
@@ -122,8 +117,7 @@ def evaluate(
 
     Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
     ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in ``predict_maps``.
-    Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one.
-    """
+    Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one."""
     wanted = wanted or {"raw": set(MAPS), "ms": set(MAPS)}
     if 0 < limit < len(split):
         chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
@@ -131,8 +125,7 @@ def evaluate(
     device, classes = next(network.parameters()).device, len(split.class_names)
     batches = same_size_batches(sizes, config.batch_size)[distributed.rank() :: distributed.count()]
     loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
-    matrices: dict[Key, Tensor] = {}
-    images: list[tuple] = []
+    matrices, images = {}, []
     for batch in bar(loader, "evaluate", hidden=not progress or distributed.rank() > 0, leave=False):
         names, batch = [split.names[i] for i in batch.index.tolist()], batch.to(device)
         counted = count_maps(predict_maps(network, batch, config, wanted, propagation), batch.mask, classes)
@@ -143,9 +136,8 @@ def evaluate(
     keys = sorted({key for part in distributed.gathered(sorted(matrices)) for key in part})  # a process may have none
     empty = torch.zeros(classes + 1, classes + 2, dtype=torch.int64)
     tables = []
-    for key in keys:
-        counts = distributed.total(matrices.get(key, empty).to(device)).cpu()
-        protocol, name = key
+    for protocol, name in keys:
+        counts = distributed.total(matrices.get((protocol, name), empty).to(device)).cpu()
         tables.append(score_table(counts, split.class_names).assign(protocol=protocol, map=name, images=len(split)))
     per_image = pd.DataFrame(sorted(chain.from_iterable(distributed.gathered(images))), columns=IMAGE_COLUMNS)
     return Scores(pd.concat(tables, ignore_index=True)[COLUMNS], per_image)
@@ -156,8 +148,7 @@ def count_maps(
 ) -> dict[Key, Int[Tensor, "B S S1"]]:
     """The confusion matrix of each image by each map, at the mask's size; one reading from the device for all.
 
-    Where both branches' maps are there, also ``agreement``: Branch-S's against Branch-C's in place of the mask.
-    """
+    Where both branches' maps are there, also ``agreement``: Branch-S's against Branch-C's in place of the mask."""
     at_size = nearest(torch.cat([*predictions.values()]), tuple(mask.shape[-2:])).split(len(mask))
     full = dict(zip(predictions, at_size, strict=True))
     truth = dict.fromkeys(full, mask)
@@ -171,11 +162,9 @@ def count_maps(
 
 def _image_rows(key: Key, counts: Int[Tensor, "B S S1"], names: list[str], classes: tuple[str, ...]) -> list[tuple]:
     """Of each image and each class that is in it or predicted in it: pixels hit, true and predicted."""
-    rows = []
-    for name, hit, true, predicted in zip(names, *(values.tolist() for values in pixels(counts)), strict=True):
-        per_class = zip(("background", *classes), hit, true, predicted, strict=True)
-        rows += [(name, *key, *row) for row in per_class if row[2] or row[3]]
-    return rows
+    images = zip(names, *(values.tolist() for values in pixels(counts)), strict=True)
+    rows = ((name, *key, *row) for name, *each in images for row in zip(("background", *classes), *each, strict=True))
+    return [row for row in rows if row[-2] or row[-1]]
 
 
 def mean_scores(per_class: pd.DataFrame) -> dict[str, float]:

@@ -60,8 +60,7 @@ class RunFolder:
     def lock(self, patience: float = 30) -> Iterator[None]:
         """The right to work on this run, until the block or the process ends, however it ends.
 
-        Errors: ``BlockingIOError`` if another process still has it after ``patience`` seconds.
-        """
+        Errors: ``BlockingIOError`` if another process still has it after ``patience`` seconds."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / "LOCK", "w") as file:
             until = time.monotonic() + patience
@@ -149,12 +148,10 @@ class RunFolder:
 def code_provenance() -> dict[str, Any]:
     """Git commit, whether code that computes differs from it (None where git cannot say), versions."""
     changes = _git("status", "--porcelain", "--", "bidir")
-    return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if changes is None else bool(changes),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    dirty = None if changes is None else bool(changes)
+    commit = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": dirty}
+    return {**commit, "python": platform.python_version(), "versions": versions}
 
 
 def _git(*arguments: str) -> str | None:

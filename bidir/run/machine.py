@@ -4,7 +4,6 @@ import ctypes
 import os
 import platform
 import resource
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,30 +22,20 @@ def make_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerat
     """The device, precision, processes and trackers of the run. Errors: ``ConfigError`` if there is no GPU to use."""
     check_machine(config)
     settle_memory()
-    handlers = [
-        DistributedDataParallelKwargs(find_unused_parameters=True),  # which branch runs depends on the step
-        InitProcessGroupKwargs(timeout=distributed.PATIENCE),
-    ]
+    varying = DistributedDataParallelKwargs(find_unused_parameters=True)  # which branch runs depends on the step
+    handlers = [varying, InitProcessGroupKwargs(timeout=distributed.PATIENCE)]
     try:
         accelerator = Accelerator(
             cpu=config.device == "cpu", mixed_precision=config.mixed_precision, kwargs_handlers=handlers,
             log_with=list(config.trackers) or None, project_dir=folder,
         )  # fmt: skip
     except ValueError as error:  # accelerate keeps device and precision for the life of a process
-        raise ConfigError(
-            f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here; "
-            f"if an earlier run of this process used others, restart the kernel ({error})"
-        ) from error
+        asked = f"device = {config.device!r} with mixed_precision = {config.mixed_precision!r} cannot be had here"
+        fix = "if an earlier run of this process used others, restart the kernel"
+        raise ConfigError(f"{asked}; {fix} ({error})") from error
     if config.trackers:
         accelerator.init_trackers("bidir")
     return accelerator
-
-
-def free_port() -> str:
-    """A port that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -70,8 +59,7 @@ def peak_memory_mib(device: torch.device) -> int:
 
 def settle_memory() -> None:
     """Let this process keep large blocks of memory that come and go with every step (glibc would give them back each
-    time: a third of the time on a CPU), and fewer compiled convolutions (oneDNN keeps 1,024, as many as image sizes
-    make: half a GiB)."""
+    time: a third of the time on a CPU), and fewer compiled convolutions (of oneDNN's 1,024: half a GiB)."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "400")  # read when the first convolution is made
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)

@@ -16,16 +16,14 @@ def check_config(config: RunConfig) -> None:
     encoder = entry(config.encoder)
     for name, used in (("propagation", config.propagation == "afa"), ("lambda_aff", config.lambda_aff > 0)):
         if used and not encoder.attention:
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r} needs attention, which encoder = {config.encoder!r} "
-                "does not have; use a mit_* encoder, or propagation par | bsp with lambda_aff 0"
+            lacks = (
+                f"{name} = {getattr(config, name)!r} needs attention, which encoder = {config.encoder!r} does not have"
             )
+            raise ConfigError(f"{lacks}; use a mit_* encoder, or propagation par | bsp with lambda_aff 0")
     side = config.crop_size * min(config.teacher_scales)
     if side < encoder.smallest:
-        raise ConfigError(
-            f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of teacher_scales; {config.encoder} "
-            f"needs {encoder.smallest}"
-        )
+        small = f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of teacher_scales"
+        raise ConfigError(f"{small}; {config.encoder} needs {encoder.smallest}")
 
 
 def check_machine(config: RunConfig) -> None:
@@ -42,38 +40,33 @@ def check_processes(config: RunConfig, count: int) -> None:
     if config.processes > 1 and "RANK" in os.environ:
         raise ConfigError(f"processes = {config.processes}, but torchrun has started its own; leave it at 1 there")
     if config.batch_size % count:
+        fits, share = config.batch_size + -config.batch_size % count, f"{count} processes, which share it"
         raise ConfigError(
-            f"batch_size = {config.batch_size} is not divisible by {count} processes, which share it; "
-            f"set a multiple such as {config.batch_size + -config.batch_size % count}, or start another number"
+            f"batch_size = {config.batch_size} is not divisible by {share}; set a multiple such as {fits}"
         )
-    if config.device != "cpu" and 0 < torch.cuda.device_count() < config.processes:
-        raise ConfigError(
-            f"processes = {config.processes}, but there are {torch.cuda.device_count()} GPUs; set at most as many, or "
-            "device = 'cpu'"
-        )
+    gpus = torch.cuda.device_count()
+    if config.device != "cpu" and 0 < gpus < config.processes:
+        raise ConfigError(f"processes = {config.processes}, but there are {gpus} GPUs; set that, or device = 'cpu'")
     if count > 1 and config.encoder_norm == "trained" and not entry(config.encoder).attention:
-        raise ConfigError(
-            f"encoder_norm = 'trained' with encoder = {config.encoder!r}: its batch norm knows its own process alone; "
-            "set frozen, use a mit_* encoder, or one process"
+        alone = (
+            f"encoder_norm = 'trained' with encoder = {config.encoder!r}: its batch norm knows its own process alone"
         )
+        raise ConfigError(f"{alone}; set frozen, use a mit_* encoder, or one process")
 
 
 def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
     """Look at every file that the run will open; returns the sizes of the validation images.
 
-    Errors: ``DataError``, also if every crop would be larger than the image it is cut from.
-    """
+    Errors: ``DataError``, also if every crop would be larger than the image it is cut from."""
     if train.class_names != val.class_names:
         raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
     shared = sorted({*train.images} & {*val.images})
     if shared:
-        raise DataError(
-            f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; are the lists mixed up?"
-        )
+        raise DataError(f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; mixed-up lists?")
     longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
     if config.crop_size > longest:
+        most = f"every image, even at scale_max ({longest:.0f} px)"
         raise DataError(
-            f"crop_size = {config.crop_size} is larger than every image, even at scale_max ({longest:.0f} px); "
-            f"set crop_size to at most {int(longest)}"
+            f"crop_size = {config.crop_size} is larger than {most}; set crop_size to at most {int(longest)}"
         )
     return val.check(masks=val.masks is not None, progress=progress)

@@ -46,8 +46,7 @@ def train_step(
     """One update: targets, terms, total, gradients, optimiser. ``model`` is ``network``, or its wrapper for many GPUs.
 
     Returns this process's means: loss, each term, what each teacher labels; and grad_norm, lr. Nothing here waits for
-    the device.
-    """
+    the device."""
     on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
     rate = learning_rate(config, step)
     for group in optimizer.param_groups:

@@ -1,15 +1,18 @@
 """Training: one visible loop, and the step that it repeats."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, notebook_launcher
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from bidir.config import ConfigError, RunConfig
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
@@ -23,9 +26,18 @@ from bidir.progress import Stopped, bar
 from bidir.run.checkpoint import resume, save_state
 from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
 from bidir.run.folder import RunFolder, Scores
-from bidir.run.machine import free_port, machine, make_accelerator, peak_memory_mib
+from bidir.run.machine import machine, make_accelerator, peak_memory_mib
 from bidir.run.preflight import check_config, check_files, check_processes
 from bidir.run.step import Health, build, mean_row, train_step
+
+
+class Parts(NamedTuple):
+    """The images to train on and to score, and the sizes of the latter, once all files have been looked at."""
+
+    train: Split
+    val: Split
+    sizes: np.ndarray | None = None
+
 
 WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "seed", "y_c"}}  # maps validated on the way
 
@@ -36,22 +48,21 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     A finished run returns at once, an interrupted one goes on from its last checkpoint. Everything
     about configuration and data is checked before training starts. Several processes (``processes``, or
     those that ``torchrun`` started) share every batch: losses and scores are those of one, up to rounding.
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError`` naming a loss
-    term that is not finite.
-    """
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError``."""
     check_config(config)
-    train, val = open_split(config, "train"), open_split(config, "val")
-    folder = RunFolder.of(config, dataset_manifest(train, val))
+    data = Parts(open_split(config, "train"), open_split(config, "val"))
+    folder = RunFolder.of(config, dataset_manifest(data.train, data.val))
     if config.processes == 1:
         try:
-            return _fit_together(config, train, val, folder, None, progress)
+            return _fit_together(config, data, folder, progress)
         except KeyboardInterrupt as error:
             raise Stopped(f"stopped at iteration {folder.last_step()}; run again to go on") from error
     check_processes(config, config.processes)
     if not folder.done.is_file():
-        given = (config.replace(processes=1), train, val, folder, check_files(train, val, config, progress), False)
+        data = data._replace(sizes=check_files(data.train, data.val, config, progress))
+        given = (config.replace(processes=1), data, folder, False)
         try:
-            notebook_launcher(_fit_launched, given, config.processes, use_port=free_port())
+            notebook_launcher(_fit_launched, given, config.processes, use_port=str(get_free_port()))
         except ValueError as error:  # accelerate's, if this process has trained by itself before
             raise ConfigError(f"processes = {config.processes} cannot start here; restart the kernel") from error
     return folder.path
@@ -62,33 +73,24 @@ def _fit_launched(*arguments: Any) -> None:
     _fit_together(*arguments)
 
 
-def _fit_together(
-    config: RunConfig, train: Split, val: Split, folder: RunFolder, sizes: np.ndarray | None, progress: bool
-) -> Path:
-    """``fit`` in each of the processes. ``sizes``: those of the validation images, if all files were looked at."""
+def _fit_together(config: RunConfig, data: Parts, folder: RunFolder, progress: bool) -> Path:
+    """``fit`` in each of the processes."""
     accelerator = make_accelerator(config, folder.path)
     check_processes(config, accelerator.num_processes)
     main = accelerator.is_main_process
     if not distributed.gathered(folder.done.is_file())[0]:
-        if sizes is None:
-            sizes = distributed.gathered(check_files(train, val, config, progress) if main else None)[0]
+        if data.sizes is None:
+            sizes = check_files(data.train, data.val, config, progress) if main else None
+            data = data._replace(sizes=distributed.gathered(sizes)[0])
         with folder.lock() if main else nullcontext():
             if not distributed.gathered(folder.done.is_file())[0]:  # another run of it may have been faster
-                _fit(config, accelerator, train, val, sizes, folder, progress)
+                _fit(config, accelerator, data, folder, progress)
     return folder.path
 
 
-def _fit(
-    config: RunConfig,
-    accelerator: Accelerator,
-    train: Split,
-    val: Split,
-    sizes: np.ndarray,
-    folder: RunFolder,
-    progress: bool,
-) -> None:
+def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFolder, progress: bool) -> None:
     """A run from wherever it is to its final scores. Without validation masks nothing is scored."""
-    main = accelerator.is_main_process
+    (train, val, sizes), main = data, accelerator.is_main_process
     network, model, optimizer = build(config, len(train.class_names), accelerator)
     start = resume(folder.checkpoint, network, optimizer, accelerator)
     if main:
@@ -111,11 +113,12 @@ def _fit(
             means = {name: round(value, 5) for name, value in mean_scores(scores.per_class).items()}
             log(folder, accelerator, {"step": done, "kind": "val", **means})
         if saved:
-            save_state(folder.checkpoint, network, optimizer, accelerator, done, config, train.class_names)
+            facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names)}
+            save_state(folder.checkpoint, network, optimizer, accelerator, facts)
             if main:
                 folder.update({"seconds": round(before + time.perf_counter() - began, 1)})
     seconds = round(before + time.perf_counter() - began, 1)
-    finish(config, accelerator, network, train, val, sizes, folder, {"seconds": seconds, "resumed_at": start}, progress)
+    finish(config, accelerator, network, data, folder, {"seconds": seconds, "resumed_at": start}, progress)
 
 
 def _due(config: RunConfig, done: int, scored: bool) -> tuple[bool, bool, bool]:
@@ -129,17 +132,16 @@ def finish(
     config: RunConfig,
     accelerator: Accelerator,
     network: DualBranchNetwork,
-    train: Split,
-    val: Split,
-    sizes: np.ndarray,
+    data: Parts,
     folder: RunFolder,
-    facts: dict[str, Any],
+    facts: dict,
     progress: bool,
 ) -> None:
     """The final scores, on all validation images by all protocols, and DONE."""
-    scored = val.masks is not None
-    nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
-    scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
+    (train, val, sizes), scored = data, data.val.masks is not None
+    scores = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
+    if scored:
+        scores = evaluate(network, val, sizes, config, progress=progress)
     if accelerator.is_main_process:
         part = "holdout of train" if config.holdout else config.val_list
         folder.finish(scores, {

@@ -13,9 +13,9 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from bidir.run.checkpoint import load_checkpoint
-from bidir.run.machine import free_port
 from bidir.run.training import fit
 
 CHILD = """
@@ -47,7 +47,7 @@ def config(quick, workspace):
 
 
 def start(config, processes, *more):
-    address = ["--master-addr", "127.0.0.1", "--master-port", free_port()]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(get_free_port())]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), *address]
     module = [*(launcher if processes > 1 else []), str(more[0])]
     command = [sys.executable, *module, json.dumps(vars(config)), *map(str, more[1:])]

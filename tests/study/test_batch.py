@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from bidir.config import DataError
-from bidir.run.machine import free_port
 from bidir.study.batch import run_batch
 from bidir.study.grid import plan, read_grid
 
@@ -158,7 +158,7 @@ def test_a_disk_that_takes_no_checkpoint_fails_the_run_with_its_reason(tmp_path,
 def test_dask_over_tcp_survives_a_killed_worker(tmp_path, folders, write_grid, small):
     """A scheduler and two workers as processes of their own; the one in the middle of a run is killed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    address, processes = f"tcp://127.0.0.1:{free_port()}", []
+    address, processes = f"tcp://127.0.0.1:{get_free_port()}", []
 
     def start(*arguments):
         processes.append(subprocess.Popen([sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
