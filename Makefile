@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test test-slow lab lint clean
+.PHONY: study test test-slow lab book lint clean
 
 study: .venv/installed ## the main job: train and compare on the generated dataset, write a report
 	$(BIN)/bidir study
@@ -12,6 +12,9 @@ test: .venv/installed-dev ## the tests, two files at a time
 
 test-slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+book: .venv/installed-book ## docs, walkthroughs and figures, executed, as a site: docs/_build/docs/index.html
+	OMP_NUM_THREADS=2 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -32,6 +35,10 @@ lab: .venv/installed ## JupyterLab at the project's root, opened on the starting
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+.venv/installed-book: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[book]"
 	touch $@
 
 clean:

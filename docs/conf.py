@@ -1,0 +1,30 @@
+"""The book: documentation, walkthroughs and figures as a site that needs neither a server nor the network."""
+
+from docutils.nodes import Element, SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+project, author, copyright = "bidir", "the bidir authors", "MIT licence"
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+root_doc = "docs/index"  # sources are the project itself, so that notebooks and figures are where they are
+include_patterns = ["*.md", "docs/*.md", "notebooks/*.ipynb", "results/README.md", "results/*/tables/*.md"]
+html_theme, html_title, html_math_renderer = "sphinx_book_theme", "bidir", "mathml"
+html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_navbar_depth": 1}
+myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath"], 3
+nb_execution_excludepatterns = [f"notebooks/{tens}*" for tens in (0, 1, 2, 4, 5)]  # runs, batches: not for a book
+nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "cache", 600, True
+nb_ipywidgets_js = {}  # sliders of the walkthroughs need none
+suppress_warnings = ["toc.not_included"]  # tables and workbench notebooks: linked, in no table of contents
+autodoc_typehints, autodoc_member_order = "none", "bysource"
+
+
+def equation(translator: HTML5Translator, node: Element) -> None:
+    """A node of mathematics as MathML."""
+    translator.body.append(tex2mathml(node.astext(), as_block=node.tagname == "math_block"))
+    raise SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Equations as MathML, which browsers draw by themselves, in place of a script from the network."""
+    app.add_html_math_renderer("mathml", (equation, None), (equation, None))
