@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+import timeit
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -34,17 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "full method, three scales and flips": THREE,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "EfficientNet-Lite0, 8 crops of 128 px": {"crop_size": 128, "batch_size": 8},
-    "MiT-B1, 2 crops of 320 px": {
-        "encoder": "mit_b1", "encoder_weights": "random", "crop_size": 320, "batch_size": 2,
-    },
-}  # fmt: skip
+    "EfficientNet-Lite0, 8 crops of 128 px": dict(crop_size=128, batch_size=8),
+    "MiT-B1, 2 crops of 320 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=320, batch_size=2),
+}
 
 
 def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, float]:
     """Seconds of a training step with every term on (median, least, most), and this process's peak memory in MiB."""
-    now = {"c2s_start": 0, "s2c_start": 0, "propagation_start": 0}
-    config = config.replace(**now, iterations=warm_up + steps)
+    config = config.replace(c2s_start=0, s2c_start=0, propagation_start=0, iterations=warm_up + steps)
     split, accelerator = open_split(config, "train"), make_accelerator(config)
     network, model, optimizer = build(config, len(split.class_names), accelerator)
     ends = []
@@ -61,11 +59,8 @@ def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
     label = torch.zeros(count, 6).index_fill(1, torch.tensor([0, 1]), 1)
     box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
     batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2)
-    seconds, maps = [], torch.rand(count, 3, side // 2, side // 2)
-    for _ in range(3 + steps):
-        began = time.perf_counter()
-        refinement(batch, config)(maps)
-        seconds.append(time.perf_counter() - began)
+    maps = torch.rand(count, 3, side // 2, side // 2)
+    seconds = timeit.repeat(lambda: refinement(batch, config)(maps), "gc.enable()", repeat=3 + steps, number=1)
     return {**_spread(seconds[3:]), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": steps}
 
 
@@ -75,11 +70,9 @@ def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     split = open_split(config, "val")
     split = split.select(np.arange(min(images, len(split))))
     network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
-    sizes, seconds = split.check(masks=True, progress=False), []
-    for _ in range(3):
-        began = time.perf_counter()
-        evaluate(network, split, sizes, config, progress=False)
-        seconds.append((time.perf_counter() - began) / len(split))
+    sizes = split.check(masks=True, progress=False)
+    once = lambda: evaluate(network, split, sizes, config, progress=False)  # noqa: E731
+    seconds = np.divide(timeit.repeat(once, "gc.enable()", repeat=3, number=1), len(split))
     return {**_spread(seconds), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
 
 
