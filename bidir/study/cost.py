@@ -2,10 +2,10 @@
 
 import multiprocessing
 import time
-import timeit
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
+from timeit import Timer
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
     box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
     batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2)
     maps = torch.rand(count, 3, side // 2, side // 2)
-    seconds = timeit.repeat(lambda: refinement(batch, config)(maps), "gc.enable()", repeat=3 + steps, number=1)
+    seconds = Timer(lambda: refinement(batch, config)(maps), "gc.enable()").repeat(3 + steps, 1)
     return {**_spread(seconds[3:]), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": steps}
 
 
@@ -71,9 +71,9 @@ def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     split = split.select(np.arange(min(images, len(split))))
     network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
     sizes = split.check(masks=True, progress=False)
-    once = lambda: evaluate(network, split, sizes, config, progress=False)  # noqa: E731
-    seconds = np.divide(timeit.repeat(once, "gc.enable()", repeat=3, number=1), len(split))
-    return {**_spread(seconds), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
+    seconds = Timer(lambda: evaluate(network, split, sizes, config, progress=False), "gc.enable()").repeat(3, 1)
+    spread = _spread(np.divide(seconds, len(split)))
+    return {**spread, "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
 
 
 def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> dict[str, float]:
@@ -111,13 +111,12 @@ def forecast(config: RunConfig) -> str:
     share = config.batch_size // config.processes
     one = measure(config.replace(batch_size=share, processes=1), steps=3, warm_up=1)
     hours = one["seconds_per_step"] * config.iterations / 3600
-    at_once = min(share, config.images_per_pass or share)
-    started = f"c2s from {config.c2s_start}, s2c from {config.s2c_start}, {config.propagation} from"
+    epochs, at_once = config.iterations * config.batch_size / len(train), min(share, config.images_per_pass or share)
+    starts = f"c2s from {config.c2s_start}, s2c from {config.s2c_start}, {config.propagation} from"
     return "\n".join([
         f"run      {config.run_id(dataset_manifest(train, val))}, {config.encoder}",
         f"data     {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes",
-        f"steps    {config.iterations}, {config.iterations * config.batch_size / len(train):.1f} epochs; {started} "
-        f"{config.propagation_start}",
+        f"steps    {config.iterations}, {epochs:.1f} epochs; {starts} {config.propagation_start}",
         f"batch    {config.batch_size} crops of {config.crop_size} px, {share} for each of {config.processes} processes"
         f", {at_once} at once",
         f"time     {hours:.1f} h: {one['seconds_per_step']:.2f} s per step measured here with one process's share and "

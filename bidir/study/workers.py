@@ -51,10 +51,7 @@ def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> s
 
 
 class Slot:
-    """A part of this machine, its cores and GPU, and the one worker process that uses them, a session of its own.
-
-    The worker is kept from run to run, and renewed when it dies.
-    """
+    """A part of this machine, its cores and GPU, with a worker process kept from run to run, a session of its own."""
 
     def __init__(self, cores: list[int], gpu: str | None) -> None:
         self.place = (cores, gpu)

@@ -27,7 +27,11 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     Class i is the i-th of the categories by id, spaces in names written as ``_``. Where objects overlap the
     smaller is in front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``.
     """
-    source, out, coco = resolve(source), resolve(out), _pycocotools()
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
+    source, out, coco = resolve(source), resolve(out), COCO()
     read = {part: _read_instances(source / f"annotations/instances_{part}2014.json") for part in ("train", "val")}
     categories, others = (
         sorted((c["id"], c["name"].replace(" ", "_")) for c in content["categories"]) for content, _ in read.values()
@@ -104,11 +108,3 @@ def _coco_mask(coco: Any, image: dict, objects: list[dict], ids: dict[int, int])
         except Exception as error:  # pycocotools raises bare exceptions
             raise DataError(f"annotation {one['id']} of {image['file_name']}: no outline ({error})") from error
     return mask
-
-
-def _pycocotools() -> Any:
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
-    return COCO()

@@ -42,11 +42,11 @@ def prepare_voc(
     lengths than the published. Image labels come from the XML files. Errors: ``DataError``.
     """
     out, archive = resolve(out), DATASET_YEAR_DICT["2012"]
-    fetched = [archive[key] for key in ("url", "filename", "md5")] if download else []
-    voc = _place("JPEGImages", resolve(source), "VOCdevkit/VOC2012", *fetched)
+    published = (archive["url"], archive["filename"], archive["md5"])
+    voc = _place("JPEGImages", resolve(source), "VOCdevkit/VOC2012", download, *published)
     if sbd:
-        fetched = [SBDataset.url, SBDataset.filename, SBDataset.md5] if download else []
-        sbd = _place("cls", resolve(sbd), "benchmark_RELEASE/dataset", *fetched)
+        published = (SBDataset.url, SBDataset.filename, SBDataset.md5)
+        sbd = _place("cls", resolve(sbd), "benchmark_RELEASE/dataset", download, *published)
     folder = voc / "ImageSets" / "Segmentation"
     lists = {name: read_list(folder / f"{name}.txt") for name in ("train", "val")}
     if (folder / "test.txt").is_file():
@@ -70,9 +70,8 @@ def prepare_voc(
 
     begin(out, {"dataset": "voc", "images": {name: digest("\n".join(images)) for name, images in lists.items()}})
     link(voc / "JPEGImages", out / "JPEGImages")
-    for mask in masks:
-        if mask.is_file():
-            link(mask, out / "SegmentationClass" / mask.name)
+    for mask in filter(Path.is_file, masks):
+        link(mask, out / "SegmentationClass" / mask.name)
     for name, file in bar(classes.items(), "masks of SBD"):
         path = out / "SegmentationClass" / f"{name}.png"
         if not path.is_file():
@@ -80,31 +79,25 @@ def prepare_voc(
     return finish("voc", out, lists, labels)
 
 
-def _place(name: str, source: Path, inside: str, *archive: str) -> Path:
+def _place(name: str, source: Path, inside: str, download: bool, url: str, archive: str, md5: str) -> Path:
     """The folder that holds the folder ``name``: ``source``, or ``inside`` it, where the ``archive`` unpacks to.
 
-    An archive (URL, file name, MD5) is fetched unless that was done, or one's own copy is there without it; goes on
+    ``download`` fetches and unpacks that unless it was done, or one's own copy is there without the archive; goes on
     after a stop. Errors: ``DataError``.
     """
-    places = (source, source / inside)
-    if archive and (not any((place / name).is_dir() for place in places) or (source / archive[1]).is_file()):
-        _fetch(source, *archive)
+    places, unpacked = (source, source / inside), source / f"{archive}.unpacked"
+    own = any((place / name).is_dir() for place in places) and not (source / archive).is_file()
+    if download and not own and not unpacked.is_file():
+        try:
+            download_and_extract_archive(url, str(source), filename=archive, md5=md5)
+        except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
+            what = f"{url} into {source / archive} (MD5 {md5}): {error}"
+            raise DataError(f"{what}; run the same command again, or put the files there yourself") from error
+        write_text(unpacked, "")
     for place in places:
         if (place / name).is_dir():
             return place
     raise DataError(f"{source}: no folder {name}, nor in {inside}; --download (in the notebook, download) fetches it")
-
-
-def _fetch(folder: Path, url: str, name: str, md5: str) -> None:
-    """An archive, unpacked into ``folder`` once. Errors: ``DataError``."""
-    unpacked = folder / f"{name}.unpacked"
-    if not unpacked.is_file():
-        try:
-            download_and_extract_archive(url, str(folder), filename=name, md5=md5)
-        except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
-            what = f"{url} into {folder / name} (MD5 {md5}): {error}"
-            raise DataError(f"{what}; run the same command again, or put the files there yourself") from error
-        write_text(unpacked, "")
 
 
 def _sbd_mask(path: Path) -> np.ndarray:
