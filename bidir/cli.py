@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
 Preset = Annotated[str, typer.Option(help="study | quick | photos | voc | coco")]
 Labels = Annotated[str, typer.Option(help="classes in every image, comma-separated; default: predicted")]
-MapName = Annotated[str, typer.Option("--map", help="cam | seed | y_c | y_s | branch_c | branch_s")]
+Map = Annotated[str, typer.Option("--map", help="cam | seed | y_c | y_s | branch_c | branch_s")]
 
 
 @app.command()
@@ -112,10 +112,10 @@ def prepare(
     any_count: Annotated[bool, typer.Option("--any-count", help="accept other counts than the published")] = False,
 ) -> None:
     """VOC 2012 or COCO 2014 to the layout that training reads: lists, masks, image labels, manifest."""
-    if dataset not in ("voc", "coco"):
-        raise ConfigError(f"dataset = {dataset!r}: choose voc or coco")
     if dataset == "voc":
         folder = bidir.prepare_voc(source, out, sbd, download, any_count)
+    elif dataset != "coco":
+        raise ConfigError(f"dataset = {dataset!r}: choose voc or coco")
     elif sbd or download:
         raise ConfigError("coco takes neither --sbd nor --download; see cocodataset.org for its archives")
     else:
@@ -132,12 +132,7 @@ def check_data(preset: Preset = "study", parameter: Parameters = None) -> None:
 
 @app.command()
 def predict(
-    checkpoint: Path,
-    images: Path,
-    out: Path,
-    labels: Labels = "",
-    map_name: MapName = "branch_s",
-    protocol: str = "raw",
+    checkpoint: Path, images: Path, out: Path, labels: Labels = "", map_name: Map = "branch_s", protocol: str = "raw"
 ) -> None:
     """Masks and overlays for an image or a folder of images."""
     names = [name.strip() for name in labels.split(",")]
@@ -147,12 +142,7 @@ def predict(
 
 @app.command("pseudo-masks")
 def pseudo_masks(
-    checkpoint: Path,
-    part: str,
-    out: Path,
-    map_name: MapName = "seed",
-    protocol: str = "ms",
-    parameter: Parameters = None,
+    checkpoint: Path, part: str, out: Path, map_name: Map = "seed", protocol: str = "ms", parameter: Parameters = None
 ) -> None:
     """Pseudo-masks of a split (train | val) as VOC palette PNG, for a second-stage model."""
     table = bidir.export_pseudo_masks(checkpoint, part, out, map_name, protocol, **parse_parameters(parameter))
@@ -205,9 +195,7 @@ def import_(
 
 @app.command()
 def export(
-    checkpoint: Path,
-    out: Path,
-    push_to: Annotated[str, typer.Option(help="user/name on the hub, to upload it to")] = "",
+    checkpoint: Path, out: Path, push_to: Annotated[str, typer.Option(help="user/name on the hub to upload it to")] = ""
 ) -> None:
     """A model as safetensors with its configuration and a model card; load_network(OUT) loads it back."""
     print(bidir.export_model(checkpoint, out, push_to))
@@ -215,11 +203,10 @@ def export(
 
 def parse_parameters(pairs: list[str] | None) -> dict:
     """``name=value`` strings to values, read as YAML."""
-    pairs = pairs or []
-    wrong = [pair for pair in pairs if "=" not in pair]
+    wrong = [pair for pair in pairs or () if "=" not in pair]
     if wrong:
         raise ConfigError(f"-p {wrong[0]}: write it as name=value")
-    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs or ())}
 
 
 def _stop_cleanly() -> None:

@@ -38,19 +38,18 @@ def model_card(config: dict[str, Any], classes: list[str], facts: dict[str, Any]
     """The card of an export: intended use, data, settings, results with what they were measured on, licences."""
     scores = [f"| {name} | {100 * value:.1f} |" for name, value in facts.get("results", {}).items()
               if "/" in name and not name.endswith(("precision", "coverage"))]  # fmt: skip
-    measured = (
-        f"mIoU in percent on `{facts['evaluated_on']}` ({facts['val_images']} images), one run, seed {config['seed']}, "
-        f"{facts['hardware']}, code {facts['git_commit']}.\n\n| protocol/map | mIoU |\n|---|---|\n" + "\n".join(scores)
-        if scores
-        else "Not measured by the code that wrote this card."
-    )
+    measured = "Not measured by the code that wrote this card."
+    if scores:
+        measured = f"mIoU in percent on `{facts['evaluated_on']}` ({facts['val_images']} images), one run, "
+        measured += f"seed {config['seed']}, {facts['hardware']}, code {facts['git_commit']}.\n\n"
+        measured += "\n".join(["| protocol/map | mIoU |", "|---|---|", *scores])
+    weights = "Code: MIT. Mind the licences of the encoder's initial weights and of the training images."
     limited = config["encoder"].startswith("mit_") and config["encoder_weights"] != "random"
-    weights = (
-        "The ImageNet weights of Mix Transformers (`nvidia/mit-b*`) are for non-commercial use, and so is what starts "
-        "from them."
-        if limited
-        else "Code: MIT. Mind the licences of the encoder's initial weights and of the training images."
-    )
+    if limited:
+        weights = (
+            "The ImageNet weights of Mix Transformers (`nvidia/mit-b*`) are for non-commercial use, and so is what "
+        )
+        weights += "starts from them."
     source = "masks" if config["supervision"] == "full" else "image-level labels"
     images = facts.get("train_images", "unknown number of")
     settings = "\n".join(f"| {name} | {config[name]} |" for name in TOLD)

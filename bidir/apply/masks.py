@@ -43,8 +43,8 @@ def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, prot
     if out.suffix != ".tgz":
         raise DataError(f"{out}: the archive is a .tgz")
     root = resolve(config.data_root)
-    images = [root / "JPEGImages" / f"{name}.jpg" for name in
-              read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")]  # fmt: skip
+    listed = read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in listed]
     split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
     inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
     folder = out.with_name(f"{out.stem}_masks") / inside

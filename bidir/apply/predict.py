@@ -57,10 +57,10 @@ def predict(
         raise ConfigError(f"map = {map_name!r} takes no labels; give them with map = {' | '.join(LABELLED_MAPS)}")
     if Path(out_dir).resolve() in {path.parent.resolve() for path in paths}:
         raise DataError(f"out_dir = {str(out_dir)!r} holds the images themselves; masks need a folder of their own")
-    matrix = None if labels is None else _given_labels(paths, labels, class_names)
-    known = np.zeros((len(paths), len(class_names)), bool) if matrix is None else matrix
+    given = labels is not None
+    known = _given_labels(paths, labels, class_names) if given else np.zeros((len(paths), len(class_names)), bool)
     split = Split(class_names, tuple(paths), known, None, tuple(range(len(class_names) + 1)))
-    return segment(network, config, split, Path(out_dir), matrix is not None, map_name, protocol, overlays)
+    return segment(network, config, split, Path(out_dir), given, map_name, protocol, overlays)
 
 
 def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part: str = "val", **where: Any) -> Scores:
@@ -94,16 +94,14 @@ def segment(
     resume: bool = False,
 ) -> pd.DataFrame:
     if map_name not in MAPS or protocol not in PROTOCOLS or not makes(protocol, map_name):
-        raise ConfigError(
-            f"map = {map_name!r} with protocol = {protocol!r}: maps {', '.join(MAPS)}; protocols raw, ms (not y_s), "
-            "crf (branch_s alone)"
-        )
+        known = f"maps {', '.join(MAPS)}; protocols raw, ms (not y_s), crf (branch_s alone)"
+        raise ConfigError(f"map = {map_name!r} with protocol = {protocol!r}: {known}")
     if protocol == "crf":
         load_crf()
     if distributed.rank() == 0:
         split.check(masks=False)
         if resume:
-            _begin(out, network, config, split, map_name, protocol)
+            _begin(out, network, config, split, map=map_name, protocol=protocol)
     distributed.gathered(None)  # nobody writes before that was looked at
     dataset, device = WholeImages(split, config.eval_size, masks=False), next(network.parameters()).device
     labels, ids = split.labels.copy(), np.arange(256, dtype=np.uint8)
@@ -124,8 +122,8 @@ def segment(
         save_palette_png(ids[mask], path)
         if overlays:
             save_png(Image.fromarray(draw_overlay(pixels, mask, split.class_names)), out / f"{path.stem}_overlay.png")
-    labels = np.any(distributed.gathered(labels), axis=0)  # when all are done
     source = "predicted" if not labels_given else "given" if map_name in LABELLED_MAPS else "not used"
+    labels = np.any(distributed.gathered(labels), axis=0)  # when all are done
     present = [" ".join(np.array(split.class_names)[row]) for row in labels]
     table = pd.DataFrame({"image": split.names, "labels": present, "labels_from": source, "map": map_name,
                           "protocol": protocol})  # fmt: skip
@@ -142,15 +140,13 @@ def own_split(config: RunConfig, part: str, class_names: tuple[str, ...]) -> Spl
     return split
 
 
-def _begin(
-    out: Path, network: DualBranchNetwork, config: RunConfig, split: Split, map_name: str, protocol: str
-) -> None:
+def _begin(out: Path, network: DualBranchNetwork, config: RunConfig, split: Split, **how: str) -> None:
     """Note in ``out`` what makes its masks. Errors: ``DataError`` if it holds masks that something else made."""
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    maker = {"model": digest.hexdigest(), "images": split.manifest(), "settings": config.identity(), "map": map_name,
-             "protocol": protocol, "ids": split.mask_ids}  # fmt: skip
+    maker = {"model": digest.hexdigest(), "images": split.manifest(), "settings": config.identity()}
+    maker |= {**how, "ids": split.mask_ids}
     path, made = out / "made_by.json", json.dumps(maker)
     if path.read_text() != made if path.is_file() else any(out.glob("*.png")):
         raise DataError(f"{out} holds masks of another model, dataset, map, protocol or setting; give another folder")
@@ -175,12 +171,9 @@ def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> Float[Tensor,
 
 def image_paths(images: str | Path | list[Path]) -> list[Path]:
     """The image files that a file, a folder or a list names. Errors: ``DataError``."""
-    if isinstance(images, (str, Path)):
-        folder = Path(images)
-        files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-        paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else files
-    else:
-        paths = [Path(p) for p in images]
+    paths = [Path(p) for p in ([images] if isinstance(images, (str, Path)) else images)]
+    if isinstance(images, (str, Path)) and paths[0].is_dir():
+        paths = sorted(p for p in paths[0].iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     missing = [p for p in paths if not p.is_file()]
     if missing or not paths:
         raise DataError(f"{missing[0] if missing else images}: no image there")
@@ -196,7 +189,6 @@ def _given_labels(paths: list[Path], labels: dict[str, list[str]], class_names: 
             raise DataError(f"no labels given for image {path.stem!r}; give them for all images or for none")
         unknown = set(labels[path.stem]) - set(class_names)
         if unknown:
-            raise DataError(
-                f"image {path.stem!r}: label {sorted(unknown)[0]!r}; the model knows {', '.join(class_names)}"
-            )
+            known = ", ".join(class_names)
+            raise DataError(f"image {path.stem!r}: label {sorted(unknown)[0]!r}; the model knows {known}")
     return label_matrix([labels[path.stem] for path in paths], class_names)

@@ -34,11 +34,10 @@ def reference_names(state: State) -> dict[str, str]:
 def import_reference(path: str | Path, out: str | Path, config: RunConfig, class_names: tuple[str, ...]) -> Path:
     """A reference checkpoint as one of ours, at ``out``; ``config`` names its encoder and how it was trained.
 
-    Errors: ``WeightsError`` that lists every name without a counterpart, as the file has it, and every shape that
-    differs.
+    Errors: ``WeightsError`` that lists every name without a counterpart, as the file has it, and every other shape.
     """
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(class_names))
-    theirs = load_tensors(Path(path))
+    theirs, out = load_tensors(Path(path)), Path(out)
     names = reference_names(theirs)
     state = {ours: theirs[name] for ours, name in names.items()}
     for name, value in state.items():
@@ -46,5 +45,5 @@ def import_reference(path: str | Path, out: str | Path, config: RunConfig, class
             state[name] = value[:, :, None, None]
     load_matching(network, state, str(path), names)
     content = {"model": network.state_dict(), "config": json.dumps(asdict(config)), "classes": list(class_names)}
-    save_checkpoint(Path(out), {**content, "step": config.iterations})
-    return Path(out)
+    save_checkpoint(out, {**content, "step": config.iterations})
+    return out

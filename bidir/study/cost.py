@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
+from timeit import Timer
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "full method, three scales and flips": THREE,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "EfficientNet-Lite0, 8 crops of 128 px": {"crop_size": 128, "batch_size": 8},
-    "MiT-B1, 2 crops of 320 px": {
-        "encoder": "mit_b1", "encoder_weights": "random", "crop_size": 320, "batch_size": 2,
-    },
-}  # fmt: skip
+    "EfficientNet-Lite0, 8 crops of 128 px": dict(crop_size=128, batch_size=8),
+    "MiT-B1, 2 crops of 320 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=320, batch_size=2),
+}
 
 
 def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, float]:
     """Seconds of a training step with every term on (median, least, most), and this process's peak memory in MiB."""
-    now = {"c2s_start": 0, "s2c_start": 0, "propagation_start": 0}
-    config = config.replace(**now, iterations=warm_up + steps)
+    config = config.replace(c2s_start=0, s2c_start=0, propagation_start=0, iterations=warm_up + steps)
     split, accelerator = open_split(config, "train"), make_accelerator(config)
     network, model, optimizer = build(config, len(split.class_names), accelerator)
     ends = []
@@ -61,11 +59,8 @@ def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
     label = torch.zeros(count, 6).index_fill(1, torch.tensor([0, 1]), 1)
     box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
     batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2)
-    seconds, maps = [], torch.rand(count, 3, side // 2, side // 2)
-    for _ in range(3 + steps):
-        began = time.perf_counter()
-        refinement(batch, config)(maps)
-        seconds.append(time.perf_counter() - began)
+    maps = torch.rand(count, 3, side // 2, side // 2)
+    seconds = Timer(lambda: refinement(batch, config)(maps), "gc.enable()").repeat(3 + steps, 1)
     return {**_spread(seconds[3:]), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": steps}
 
 
@@ -75,12 +70,10 @@ def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     split = open_split(config, "val")
     split = split.select(np.arange(min(images, len(split))))
     network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
-    sizes, seconds = split.check(masks=True, progress=False), []
-    for _ in range(3):
-        began = time.perf_counter()
-        evaluate(network, split, sizes, config, progress=False)
-        seconds.append((time.perf_counter() - began) / len(split))
-    return {**_spread(seconds), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
+    sizes = split.check(masks=True, progress=False)
+    seconds = Timer(lambda: evaluate(network, split, sizes, config, progress=False), "gc.enable()").repeat(3, 1)
+    spread = _spread(np.divide(seconds, len(split)))
+    return {**spread, "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
 
 
 def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> dict[str, float]:
@@ -118,13 +111,12 @@ def forecast(config: RunConfig) -> str:
     share = config.batch_size // config.processes
     one = measure(config.replace(batch_size=share, processes=1), steps=3, warm_up=1)
     hours = one["seconds_per_step"] * config.iterations / 3600
-    at_once = min(share, config.images_per_pass or share)
-    started = f"c2s from {config.c2s_start}, s2c from {config.s2c_start}, {config.propagation} from"
+    epochs, at_once = config.iterations * config.batch_size / len(train), min(share, config.images_per_pass or share)
+    starts = f"c2s from {config.c2s_start}, s2c from {config.s2c_start}, {config.propagation} from"
     return "\n".join([
         f"run      {config.run_id(dataset_manifest(train, val))}, {config.encoder}",
         f"data     {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes",
-        f"steps    {config.iterations}, {config.iterations * config.batch_size / len(train):.1f} epochs; {started} "
-        f"{config.propagation_start}",
+        f"steps    {config.iterations}, {epochs:.1f} epochs; {starts} {config.propagation_start}",
         f"batch    {config.batch_size} crops of {config.crop_size} px, {share} for each of {config.processes} processes"
         f", {at_once} at once",
         f"time     {hours:.1f} h: {one['seconds_per_step']:.2f} s per step measured here with one process's share and "

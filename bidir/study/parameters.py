@@ -21,13 +21,13 @@ def meaning(name: str) -> str:
 def parameters_cells() -> tuple[str, str]:
     """The two cells of parameters of ``10_train``: what matters first, and the rest by group; every value None (as the
     preset says) with a plain type, its meaning and, in brackets, the default."""
-    blocks = [f'{MARK}: what matters first\npreset: str = "study"  # {" | ".join(PRESETS)}: sets what is None below']
-    blocks[0] += "".join(f"\n{_line(name)}" for name in FIRST)
-    blocks.append(f"{MARK}: the rest; None is what the preset says, in brackets its value in `study`")
+    preset = f'preset: str = "study"  # {" | ".join(PRESETS)}: sets what is None below'
+    first = [f"{MARK}: what matters first", preset, *map(_line, FIRST)]
+    rest = f"{MARK}: the rest; None is what the preset says, in brackets its value in `study`"
     for group in GROUPS:
         lines = [_line(name) for name in group.__pydantic_fields__ if name not in FIRST]
-        blocks.append("\n".join([f"# --- {group.__doc__}", *lines]))
-    return blocks[0], "\n\n".join(blocks[1:])
+        rest += "\n".join([f"\n\n# --- {group.__doc__}", *lines])
+    return "\n".join(first), rest
 
 
 def _line(name: str) -> str:
@@ -43,12 +43,8 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
     ``namespace``: the notebook's ``globals()``, with IPython's history ``In``. What other cells define, and what an
     earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name that is none of ``known``.
     """
-    cells = {}
-    for source in namespace["In"]:
-        first = source.lstrip().partition("\n")[0]
-        if first.startswith(MARK):
-            cells[first] = source
-    names = [name for source in cells.values() for name in _assigned(source)]
+    cells = {source.lstrip().partition("\n")[0]: source for source in namespace["In"]}  # the last of each first line
+    names = [name for first, source in cells.items() if first.startswith(MARK) for name in _assigned(source)]
     wrong = [name for name in names if name not in known]
     if wrong:
         raise unknown_name(wrong[0], known)

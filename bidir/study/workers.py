@@ -4,7 +4,8 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,10 +51,7 @@ def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> s
 
 
 class Slot:
-    """A part of this machine, its cores and GPU, and the one worker process that uses them, a session of its own.
-
-    The worker is kept from run to run, and renewed when it dies.
-    """
+    """A part of this machine, its cores and GPU, with a worker process kept from run to run, a session of its own."""
 
     def __init__(self, cores: list[int], gpu: str | None) -> None:
         self.place = (cores, gpu)
@@ -133,21 +131,13 @@ def dask_cluster(path: str | Path) -> Iterator[tuple[Executor, list[Any]]]:
     settings = read_yaml(path, {"address", "cluster", "jobs", "options", "threads"})
     if ("address" in settings) == ("cluster" in settings):
         raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
-    cluster = None if "address" in settings else job_cluster(settings)
-    try:
-        client = Client(settings.get("address", cluster), timeout=20, set_as_default=False)
-    except OSError as error:
-        raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
-    try:
+    with closing(job_cluster(settings)) if "cluster" in settings else nullcontext(settings["address"]) as scheduler:
+        try:
+            client = Client(scheduler, timeout=20, set_as_default=False)
+        except OSError as error:
+            raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
         with client:
-            yield client.get_executor(pure=False), [_with_threads, settings.get("threads", 0)]
-    finally:
-        if cluster is not None:
-            cluster.close()
-
-
-def _with_threads(threads: int, *job: Any) -> str:
-    return execute(*job, threads)
+            yield client.get_executor(pure=False), [partial(execute, threads=settings.get("threads", 0))]
 
 
 def job_cluster(settings: dict[str, Any]) -> Any:

@@ -22,13 +22,9 @@ def describe_dataset(config: RunConfig) -> None:
 def describe(split: Split) -> str:
     """Counts, sizes and class balance of a split, all its files having been looked at. Errors: as ``Split.check``."""
     sizes = split.check(masks=split.masks is not None)
-    shapes = " ".join(f"{name} {low:.0f}/{mid:.0f}/{high:.0f}" for name, (low, mid, high) in
-                      zip(("height", "width"), np.percentile(sizes, (0, 50, 100), axis=0).T, strict=True))  # fmt: skip
-    masks = "with masks" if split.masks else "without masks"
-    lines = [
-        f"{len(split)} images {masks}, {shapes} px (least/median/most), {split.labels.sum(1).mean():.2f} classes each"
-    ]
-    counts = split.labels.sum(0)
-    lines += [f"  {name:>16} {count:6d} images {count / len(split):6.1%}" + ("  <- none" if count == 0 else "")
-              for name, count in zip(split.class_names, counts, strict=True)]  # fmt: skip
-    return "\n".join(lines)
+    height, width = ("/".join(f"{side:.0f}" for side in row) for row in np.percentile(sizes, (0, 50, 100), axis=0).T)
+    told = f"{len(split)} images {'with' if split.masks else 'without'} masks, height {height} width {width} px "
+    told += f"(least/median/most), {split.labels.sum(1).mean():.2f} classes each"
+    for name, count in zip(split.class_names, split.labels.sum(0), strict=True):
+        told += f"\n  {name:>16} {count:6d} images {count / len(split):6.1%}" + ("  <- none" if count == 0 else "")
+    return told

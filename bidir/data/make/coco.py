@@ -1,9 +1,7 @@
 """COCO 2014 as it is published, to the one layout that training reads."""
 
-import io
 import json
 from collections import defaultdict
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +27,28 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     Class i is the i-th of the categories by id, spaces in names written as ``_``. Where objects overlap the
     smaller is in front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``.
     """
-    source, out, coco = resolve(source), resolve(out), _pycocotools()
-    paths = {part: source / "annotations" / f"instances_{part}2014.json" for part in ("train", "val")}
-    read = {part: _read_instances(path) for part, path in paths.items()}
-    parts = {part: content for part, (content, _) in read.items()}
-    categories = {
-        part: sorted((c["id"], c["name"].replace(" ", "_")) for c in parts[part]["categories"]) for part in parts
-    }
-    if categories["train"] != categories["val"]:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
+    source, out, coco = resolve(source), resolve(out), COCO()
+    read = {part: _read_instances(source / f"annotations/instances_{part}2014.json") for part in ("train", "val")}
+    categories, others = (
+        sorted((c["id"], c["name"].replace(" ", "_")) for c in content["categories"]) for content, _ in read.values()
+    )
+    if categories != others:
         raise DataError(f"{source}/annotations: train and val name different categories")
-    ids = {category: i for i, (category, _) in enumerate(categories["train"], 1)}
-    shown = {part: _objects(content, ids, part) for part, content in parts.items()}
+    ids = {category: i for i, (category, _) in enumerate(categories, 1)}
+    names = ["background", *(name for _, name in categories)]
+    shown = {part: _objects(content, ids, part) for part, (content, _) in read.items()}
     lists = {part: [Path(file).stem for file in images] for part, images in shown.items()}
     verify("coco", lists, any_count)
     files = {part: [source / f"{part}2014" / file for file in images] for part, images in shown.items()}
     require(files["train"] + files["val"], "named in the instance annotations")
 
     begin(out, {"dataset": "coco", "annotations": {part: checksum for part, (_, checksum) in read.items()}})
-    write_text(out / "classes.txt", "\n".join(["background", *(name for _, name in categories["train"])]) + "\n")
-    names, labels, problems = dict(enumerate((name for _, name in categories["train"]), 1)), {}, []
+    write_text(out / "classes.txt", "\n".join(names) + "\n")
+    labels, problems = {}, []
     for part, images in shown.items():
         for (image, objects), file in zip(bar(images.values(), f"masks of {part}"), files[part], strict=True):
             link(file, out / "JPEGImages" / file.name)
@@ -88,10 +89,8 @@ def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[st
     objects = defaultdict(list)
     for one in content["annotations"]:
         if one["category_id"] not in ids:
-            raise DataError(
-                f"{part}, annotation {one['id']}: category {one['category_id']} is not among the categories "
-                f"{sorted(ids)}; take the published file"
-            )
+            wrong = f"category {one['category_id']} is not among the categories {sorted(ids)}"
+            raise DataError(f"{part}, annotation {one['id']}: {wrong}; take the published file")
         if one["image_id"] not in images:
             raise DataError(f"{part}, annotation {one['id']}: image {one['image_id']} is not among the images")
         objects[one["image_id"]].append(one)
@@ -109,12 +108,3 @@ def _coco_mask(coco: Any, image: dict, objects: list[dict], ids: dict[int, int])
         except Exception as error:  # pycocotools raises bare exceptions
             raise DataError(f"annotation {one['id']} of {image['file_name']}: no outline ({error})") from error
     return mask
-
-
-def _pycocotools() -> Any:
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
-    with redirect_stdout(io.StringIO()):
-        return COCO()

@@ -1,6 +1,7 @@
 """Drawing for ``scenes``: creatures that share a body and differ in one part, and their habitats."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -37,13 +38,16 @@ def draw_habitat(name: str, size: int, random: np.random.Generator) -> tuple[np.
     rows = np.linspace(0, 1, size)[:, None, None]
     sky = _blend(sky_top, sky_low, np.clip(rows / horizon, 0, 1))
     ground = _blend(far, near, np.clip((rows - horizon) / (1 - horizon), 0, 1) ** 0.7)
-    pixels = np.where(rows < horizon, sky, ground) * np.ones((1, size, 1))
+    pixels = np.where(rows < horizon, sky, ground).repeat(size, 1)
     coarse = random.normal(0, 1, (size // 8, size // 8))
     cloud = np.array(Image.fromarray(coarse.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC))
     pixels += (cloud * np.where(rows[..., 0] < horizon, 4, 10))[..., None]
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
-    _hills(draw, size, horizon, _shade(far, 0.86), random)
+    x = np.linspace(0, 1, 30)
+    waves = [random.uniform(0.01, 0.035) * np.sin(2 * np.pi * (f * x + random.random())) for f in (1.3, 2.7)]
+    hills = zip(x * size, (horizon - 0.04 + sum(waves)) * size, strict=True)
+    draw.polygon([(0, horizon * size), *hills, (size, horizon * size)], fill=_shade(far, 0.86))
     for _ in range(int(random.integers(9, 16))):
         y = random.uniform(horizon, 1) if growth in ("flowers", "waves") else horizon + abs(random.normal(0, 0.12))
         _grow(draw, growth, random.uniform(0, 1) * size, y * size, size * (0.04 + 0.12 * (y - horizon)), random)
@@ -60,23 +64,18 @@ def draw_creature(
     ``similarity`` 1 draws the coat from colours all classes share, 0 from the class's own.
     """
     own, coat = np.array(CREATURES[name][0]), np.array(COATS[random.integers(len(COATS))])
-    colour = tuple(
-        np.clip(own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3), 20, 250)
-        .astype(int)
-        .tolist()
-    )
+    tint = own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3)
+    colour = tuple(np.clip(tint, 20, 250).astype(int).tolist())
     layer = Image.new("RGBA", (size, size), (*colour, 0))
     draw = ImageDraw.Draw(layer)
     facing, tilt = (1 if random.random() < 0.5 else -1), random.normal(0, 0.06)
     cos, sin = np.cos(tilt), np.sin(tilt)
 
-    def place(points: np.ndarray) -> list[Point]:
-        x, y = points[:, 0] * facing * length, points[:, 1] * length
-        return list(zip(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos, strict=True))
-
-    def shape(points: np.ndarray | list[Point] | list[np.ndarray], shade: float | Colour = 1.0) -> None:
+    def shape(points: np.ndarray | list[Point], shade: float | Colour = 1.0) -> None:
+        x, y = np.array(points).T * length * [[facing], [1]]
+        placed = zip(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos, strict=True)
         fill = _shade(colour, shade) if isinstance(shade, float) else shade
-        draw.polygon(place(np.array(points)), fill=(*fill, 255))
+        draw.polygon(list(placed), fill=(*fill, 255))
 
     _body(shape, random)
     head = np.array([0.62 + random.normal(0, 0.015), -0.36 + random.normal(0, 0.05)])
@@ -110,11 +109,9 @@ def _part(name: str, shape: Callable[..., None], head: np.ndarray, k: float, beh
     crown, cream, dark = head + (-0.06, -0.09), (238, 226, 196), (70, 56, 44)
     if name == "hare" and behind:
         for lean in (-0.16, 0.0):
-            shape(_oval(crown + k * np.array([lean * 0.6 - 0.02, -0.17]), 0.2 * k, 0.05 * k, 1.45 - lean), 0.9)
-            shape(
-                _oval(crown + k * np.array([lean * 0.6 - 0.02, -0.17]), 0.14 * k, 0.024 * k, 1.45 - lean),
-                (226, 160, 160),
-            )
+            middle = crown + k * np.array([lean * 0.6 - 0.02, -0.17])
+            shape(_oval(middle, 0.2 * k, 0.05 * k, 1.45 - lean), 0.9)
+            shape(_oval(middle, 0.14 * k, 0.024 * k, 1.45 - lean), (226, 160, 160))
     elif name == "stag" and behind:
         for lean in (-0.12, 0.08):
             tip = crown + k * np.array([lean, -0.34])
@@ -128,24 +125,21 @@ def _part(name: str, shape: Callable[..., None], head: np.ndarray, k: float, beh
         radius = 0.235 * k * (1 + 0.12 * (np.arange(40) % 2))
         shape(head + (-0.05, 0.02) + np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1), (122, 66, 28))
     elif name == "ram" and not behind:
-        turn = np.linspace(-1.9, 3.6, 40)
-        reach = k * np.linspace(0.16, 0.05, 40)
+        turn, reach = np.linspace(-1.9, 3.6, 40), k * np.linspace(0.16, 0.05, 40)
         spiral = crown + k * np.array([-0.04, 0.1]) + np.stack([reach * np.cos(-turn), reach * np.sin(-turn)], 1)
-        for a, b, w in zip(spiral[:-1], spiral[1:], np.linspace(0.045, 0.015, 39), strict=True):
+        for (a, b), w in zip(pairwise(spiral), np.linspace(0.045, 0.015, 39), strict=True):
             shape(_bar(a, b, w * k), (150, 118, 78))
         shape(_oval(spiral[18], 0.02 * k, 0.02 * k), (112, 84, 52))
     elif name == "elephant" and not behind:
         trunk = head + (0.16, 0.06) + k * np.array([(0, 0), (0.07, 0.12), (0.08, 0.26), (0.05, 0.36), (0.12, 0.4)])
-        for a, b, w in zip(trunk[:-1], trunk[1:], (0.05, 0.045, 0.036, 0.028), strict=True):
+        for (a, b), w in zip(pairwise(trunk), (0.05, 0.045, 0.036, 0.028), strict=True):
             shape(_bar(a, b, w * k), 0.84)
         shape(_oval(head + k * np.array([-0.13, 0.02]), 0.17 * k, 0.13 * k, 1.3), 0.76)
     elif name == "rhino" and not behind:
         nose = head + (0.16, 0.0)
-        shape(
-            [nose + k * np.array(p) for p in ((-0.05, 0.0), (0.05, 0.03), (0.12, -0.1), (0.13, -0.25), (0.03, -0.13))],
-            cream,
-        )
-        shape([nose + k * np.array(p) for p in ((-0.12, -0.05), (-0.05, -0.03), (-0.05, -0.14))], cream)
+        front = np.array([(-0.05, 0.0), (0.05, 0.03), (0.12, -0.1), (0.13, -0.25), (0.03, -0.13)])
+        shape(nose + k * front, cream)
+        shape(nose + k * np.array([(-0.12, -0.05), (-0.05, -0.03), (-0.05, -0.14)]), cream)
 
 
 def _grow(draw: ImageDraw.ImageDraw, kind: str, x: float, y: float, s: float, random: np.random.Generator) -> None:
@@ -159,8 +153,7 @@ def _grow(draw: ImageDraw.ImageDraw, kind: str, x: float, y: float, s: float, ra
         draw.rectangle((x - s * 0.25, y - s, x + s * 0.25, y), fill=(82, 60, 42))
         for level in (1.0, 2.2, 3.4):
             wide, top = s * (2.1 - 0.4 * level), y - s * level
-            fill = _shade((44, 84, 54), tone)
-            draw.polygon([(x - wide, top), (x + wide, top), (x, top - 2.4 * s)], fill=fill)
+            draw.polygon([(x - wide, top), (x + wide, top), (x, top - 2.4 * s)], fill=_shade((44, 84, 54), tone))
     elif kind == "acacias":
         draw.line((x, y, x + s * 0.3, y - 2.4 * s), fill=(92, 66, 42), width=max(2, int(s * 0.25)))
         draw.ellipse((x - 2 * s, y - 3.2 * s, x + 2.4 * s, y - 2.2 * s), fill=_shade((112, 128, 58), tone))
@@ -174,16 +167,9 @@ def _grow(draw: ImageDraw.ImageDraw, kind: str, x: float, y: float, s: float, ra
         fill, w = _shade((76, 122, 70), tone), s * 0.28
         draw.rounded_rectangle((x - w, y - 2.6 * s, x + w, y), w, fill=fill)
         draw.rounded_rectangle((x - 4 * w, y - 1.9 * s, x - 2.6 * w, y - s), w * 0.7, fill=fill)
-        draw.rectangle((x - 4 * w, y - 1.2 * s, x, y - s), fill=fill)
         draw.rounded_rectangle((x + 2.6 * w, y - 2.2 * s, x + 4 * w, y - 1.2 * s), w * 0.7, fill=fill)
-        draw.rectangle((x, y - 1.4 * s, x + 4 * w, y - 1.2 * s), fill=fill)
-
-
-def _hills(draw: ImageDraw.ImageDraw, size: int, horizon: float, fill: Colour, random: np.random.Generator) -> None:
-    x = np.linspace(0, 1, 30)
-    waves = [random.uniform(0.01, 0.035) * np.sin(2 * np.pi * (f * x + random.random())) for f in (1.3, 2.7)]
-    top = (horizon - 0.04 + sum(waves)) * size
-    draw.polygon([(0, horizon * size), *zip(x * size, top, strict=True), (size, horizon * size)], fill=fill)
+        for arm in ((x - 4 * w, y - 1.2 * s, x, y - s), (x, y - 1.4 * s, x + 4 * w, y - 1.2 * s)):
+            draw.rectangle(arm, fill=fill)
 
 
 def _oval(centre: Point | np.ndarray, a: float, b: float, turn: float = 0.0) -> np.ndarray:
@@ -195,7 +181,7 @@ def _oval(centre: Point | np.ndarray, a: float, b: float, turn: float = 0.0) -> 
 
 def _bar(start: np.ndarray, end: np.ndarray, half_width: float) -> np.ndarray:
     """A thick line as a polygon."""
-    along = np.array(end) - start
+    along = end - start
     across = half_width * np.array([-along[1], along[0]]) / np.hypot(*along)
     over = 0.2 * half_width * along / np.hypot(*along)
     return np.array([start - over + across, end + over + across, end + over - across, start - over - across])

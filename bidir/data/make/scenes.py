@@ -36,7 +36,7 @@ def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
     at_home = random.random() < config.scenes_context
     habitat = CREATURES[kinds[0]][1] if at_home else list(HABITATS)[random.integers(len(HABITATS))]
     canvas, horizon = draw_habitat(habitat, size, random)
-    mask = np.zeros((config.scenes_size,) * 2, np.uint8)
+    (rows, columns), mask = np.ogrid[:size, :size], np.zeros((config.scenes_size,) * 2, np.uint8)
     near = np.sort(random.uniform(0.0, 1.0, count))  # painted from far to near
     if count == 1:
         near = random.uniform(0.15, 1.0, 1)
@@ -47,17 +47,16 @@ def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
         feet = size * (horizon + (0.96 - horizon) * (0.3 + 0.7 * depth))
         centre = (x, feet - 0.42 * length)
         layer = draw_creature(kind, size, centre, length, config.scenes_part_size, config.scenes_similarity, random)
-        _shadow(canvas, x, feet, length)
+        shadow = np.exp(-(((columns - x) / (0.55 * length)) ** 2 + ((rows - feet) / (0.09 * length)) ** 2))
+        canvas *= (1 - 0.35 * shadow)[..., None]
         alpha = layer[..., 3:] / 255
         canvas = canvas * (1 - alpha) + layer[..., :3] * alpha
         cover = _shrink(alpha[..., 0], config.scenes_size)
         mask[cover > 0.25] = IGNORE
         mask[cover > 0.75] = 1 + SCENE_CLASSES.index(kind)
-    for kind in np.unique(mask):
-        if (mask == kind).sum() < 40:  # all but hidden: neither a label nor background
-            mask[mask == kind] = IGNORE
-    image = np.stack([_shrink(canvas[..., c], config.scenes_size) for c in range(3)], -1)
-    return np.clip(image, 0, 255).round().astype(np.uint8), mask
+    found, counts = np.unique(mask, return_counts=True)
+    mask[np.isin(mask, found[counts < 40])] = IGNORE  # all but hidden: neither a label nor background
+    return np.clip(_shrink(canvas, config.scenes_size), 0, 255).round().astype(np.uint8), mask
 
 
 def prepare_scenes(config: Scenes, data_root: Path) -> Path:
@@ -83,44 +82,33 @@ def prepare_scenes(config: Scenes, data_root: Path) -> Path:
 
 
 def _write(root: Path, config: Scenes, knobs: dict) -> None:
-    lists = root / "ImageSets" / "Segmentation"
-    for folder in (root / "JPEGImages", root / "SegmentationClass", lists):
-        folder.mkdir(parents=True, exist_ok=True)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     total = config.scenes_train + config.scenes_val
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the work is in NumPy and Pillow
         jobs = pool.map(partial(_write_scene, root, config), range(total))
-        labels = list(bar(jobs, "generate scenes", total))
-    names = [f"scene_{i:05d}" for i in range(total)]
-    (lists / "train.txt").write_text("\n".join(names[: config.scenes_train]) + "\n")
-    (lists / "val.txt").write_text("\n".join(names[config.scenes_train :]) + "\n")
-    (root / "image_labels.txt").write_text(
-        "".join(f"{n} {' '.join(row)}\n" for n, row in zip(names, labels, strict=True))
-    )
-    (root / "classes.txt").write_text("\n".join(("background", *SCENE_CLASSES)) + "\n")
-    (root / "knobs.json").write_text(json.dumps(knobs, indent=1) + "\n")
+        rows = list(bar(jobs, "generate scenes", total))
+    names, train = [name for name, *_ in rows], config.scenes_train
+    lines = {"ImageSets/Segmentation/train.txt": names[:train], "ImageSets/Segmentation/val.txt": names[train:],
+             "image_labels.txt": map(" ".join, rows), "classes.txt": ("background", *SCENE_CLASSES),
+             "knobs.json": [json.dumps(knobs, indent=1)]}  # fmt: skip
+    for name, content in lines.items():
+        (root / name).write_text("\n".join(content) + "\n")
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    sums = "".join(f"{calculate_md5(path)}  {path.relative_to(root)}\n" for path in files)
-    (root / "checksums.md5").write_text(sums)
+    sums = [f"{calculate_md5(path)}  {path.relative_to(root)}\n" for path in files]
+    (root / "checksums.md5").write_text("".join(sums))
     (root / "DONE").touch()
 
 
 def _write_scene(root: Path, config: Scenes, index: int) -> list[str]:
-    """Write scene ``index`` and return the classes to be seen in it."""
+    """Write scene ``index`` and return its name and the classes to be seen in it."""
     image, mask = render_scene(config, index)
     name = f"scene_{index:05d}"
     Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=92)
     save_palette_png(mask, root / "SegmentationClass" / f"{name}.png")
-    return [SCENE_CLASSES[i - 1] for i in np.unique(mask) if i not in (0, IGNORE)]
-
-
-def _shadow(canvas: np.ndarray, x: float, feet: float, length: float) -> None:
-    """Darken the ground under a creature, in place."""
-    rows, columns = np.ogrid[: canvas.shape[0], : canvas.shape[1]]
-    spread = ((columns - x) / (0.55 * length)) ** 2 + ((rows - feet) / (0.09 * length)) ** 2
-    canvas *= (1 - 0.35 * np.exp(-spread))[..., None]
+    return [name, *(SCENE_CLASSES[i - 1] for i in np.unique(mask) if i not in (0, IGNORE))]
 
 
 def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Area-average a (n * size, n * size) array to (size, size)."""
-    n = pixels.shape[0] // size
-    return pixels.reshape(size, n, size, n).mean((1, 3))
+    """Area-average a (SUPERSAMPLE * size, SUPERSAMPLE * size, ...) array to (size, size, ...)."""
+    return pixels.reshape(size, SUPERSAMPLE, size, SUPERSAMPLE, *pixels.shape[2:]).mean((1, 3))

@@ -6,7 +6,6 @@ is written last. A call that was stopped goes on; masks that are there are not m
 
 import hashlib
 import json
-import os
 import tarfile
 from collections import Counter
 from http.client import HTTPException
@@ -42,21 +41,21 @@ def prepare_voc(
     ``val.txt``; ``download`` fetches what is lacking of both (torchvision); ``any_count`` accepts lists of other
     lengths than the published. Image labels come from the XML files. Errors: ``DataError``.
     """
-    source, out = resolve(source), resolve(out)
-    sbd = resolve(sbd) if sbd else None
-    if download:
-        _download(source, sbd)
-    voc = _place("JPEGImages", source, VOC_INSIDE)
+    out, archive = resolve(out), DATASET_YEAR_DICT["2012"]
+    published = (archive["url"], archive["filename"], archive["md5"])
+    voc = _place("JPEGImages", resolve(source), "VOCdevkit/VOC2012", download, *published)
+    if sbd:
+        published = (SBDataset.url, SBDataset.filename, SBDataset.md5)
+        sbd = _place("cls", resolve(sbd), "benchmark_RELEASE/dataset", download, *published)
     folder = voc / "ImageSets" / "Segmentation"
     lists = {name: read_list(folder / f"{name}.txt") for name in ("train", "val")}
     if (folder / "test.txt").is_file():
         lists["test"] = read_list(folder / "test.txt")
     classes = {}
     if sbd:
-        root = _place("cls", sbd, SBD_INSIDE)
-        extra = {*read_list(root / "train.txt"), *read_list(root / "val.txt")} - {*lists["val"], *lists["train"]}
-        classes = {name: root / "cls" / f"{name}.mat" for name in sorted(extra)}
-        require(list(classes.values()), f"SBD's masks of images in {root}/train.txt and val.txt")
+        extra = {*read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")} - {*lists["val"], *lists["train"]}
+        classes = {name: sbd / "cls" / f"{name}.mat" for name in sorted(extra)}
+        require(list(classes.values()), f"SBD's masks of images in {sbd}/train.txt and val.txt")
         lists["train_aug"] = sorted({*lists["train"], *extra})
     verify("voc", lists, any_count)
     named = sorted(set().union(*lists.values()))
@@ -71,9 +70,8 @@ def prepare_voc(
 
     begin(out, {"dataset": "voc", "images": {name: digest("\n".join(images)) for name, images in lists.items()}})
     link(voc / "JPEGImages", out / "JPEGImages")
-    for mask in masks:
-        if mask.is_file():
-            link(mask, out / "SegmentationClass" / mask.name)
+    for mask in filter(Path.is_file, masks):
+        link(mask, out / "SegmentationClass" / mask.name)
     for name, file in bar(classes.items(), "masks of SBD"):
         path = out / "SegmentationClass" / f"{name}.png"
         if not path.is_file():
@@ -81,46 +79,25 @@ def prepare_voc(
     return finish("voc", out, lists, labels)
 
 
-VOC_INSIDE, SBD_INSIDE = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"  # where the archives unpack to
+def _place(name: str, source: Path, inside: str, download: bool, url: str, archive: str, md5: str) -> Path:
+    """The folder that holds the folder ``name``: ``source``, or ``inside`` it, where the ``archive`` unpacks to.
 
-
-def _places(name: str, source: Path, inside: str) -> list[Path]:
-    """Of ``source`` and ``inside`` it, those that hold the folder ``name``."""
-    return [place for place in (source, source / inside) if (place / name).is_dir()]
-
-
-def _place(name: str, source: Path, inside: str) -> Path:
-    """The first of ``_places``. Errors: ``DataError``."""
-    places = _places(name, source, inside)
-    if not places:
-        raise DataError(
-            f"{source}: no folder {name} there, nor in {inside}; --download (in the notebook, download) fetches it"
-        )
-    return places[0]
-
-
-def _download(source: Path, sbd: Path | None) -> None:
-    """Fetch and unpack VOC 2012 and SBD where that has not been done; goes on after a stop. Errors: ``DataError``."""
-    voc = DATASET_YEAR_DICT["2012"]
-    _fetch(voc["url"], source, voc["filename"], voc["md5"], bool(_places("JPEGImages", source, VOC_INSIDE)))
-    if sbd:
-        own = bool(_places("cls", sbd, SBD_INSIDE))
-        _fetch(SBDataset.url, sbd, SBDataset.filename, SBDataset.md5, own)
-
-
-def _fetch(url: str, folder: Path, name: str, md5: str, own: bool) -> None:
-    """An archive, unpacked into ``folder``; not if that was done, nor if one's ``own`` copy is there without it."""
-    unpacked = folder / f"{name}.unpacked"
-    if unpacked.is_file() or (own and not (folder / name).is_file()):
-        return
-    try:
-        download_and_extract_archive(url, str(folder), filename=name, md5=md5)
-    except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
-        raise DataError(
-            f"{url} into {folder / name} (MD5 {md5}): {error}; run the same command again, or put the files "
-            "there yourself"
-        ) from error
-    write_text(unpacked, "")
+    ``download`` fetches and unpacks that unless it was done, or one's own copy is there without the archive; goes on
+    after a stop. Errors: ``DataError``.
+    """
+    places, unpacked = (source, source / inside), source / f"{archive}.unpacked"
+    own = any((place / name).is_dir() for place in places) and not (source / archive).is_file()
+    if download and not own and not unpacked.is_file():
+        try:
+            download_and_extract_archive(url, str(source), filename=archive, md5=md5)
+        except (RuntimeError, OSError, EOFError, tarfile.TarError, HTTPException) as error:
+            what = f"{url} into {source / archive} (MD5 {md5}): {error}"
+            raise DataError(f"{what}; run the same command again, or put the files there yourself") from error
+        write_text(unpacked, "")
+    for place in places:
+        if (place / name).is_dir():
+            return place
+    raise DataError(f"{source}: no folder {name}, nor in {inside}; --download (in the notebook, download) fetches it")
 
 
 def _sbd_mask(path: Path) -> np.ndarray:
@@ -138,18 +115,14 @@ def verify(dataset: str, lists: dict[str, list[str]], any_count: bool) -> None:
     """``DataError`` if a list is not as long as published, names an image twice, or shares one with another."""
     for name, images in lists.items():
         if not any_count and len(images) != PUBLISHED[dataset][name]:
-            raise DataError(
-                f"{dataset}: list {name} holds {len(images)} images, the published one {PUBLISHED[dataset][name]}; "
-                "complete the source, or accept it with --any-count"
-            )
+            counts = f"list {name} holds {len(images)} images, the published one {PUBLISHED[dataset][name]}"
+            raise DataError(f"{dataset}: {counts}; complete the source, or accept it with --any-count")
         if len({*images}) < len(images):
             raise DataError(f"{dataset}: list {name} names {Counter(images).most_common(1)[0][0]} twice")
     for one, other in combinations(lists, 2):
         shared = sorted({*lists[one]} & {*lists[other]}) if {one, other} != {"train", "train_aug"} else []
         if shared:
-            raise DataError(
-                f"{dataset}: {shared[0]} ({len(shared)} in all) is in {one} and in {other}; are they mixed up?"
-            )
+            raise DataError(f"{dataset}: {shared[0]} ({len(shared)} in all) is in {one} and in {other}; mixed up?")
 
 
 def begin(out: Path, sources: dict[str, Any]) -> None:
@@ -167,7 +140,7 @@ def digest(content: str | bytes) -> str:
 
 def link(target: Path, path: Path) -> None:
     """A symbolic link, made once. Errors: ``DataError`` if something else is in its place."""
-    if path.is_symlink() and Path(os.readlink(path)) == target:
+    if path.is_symlink() and path.readlink() == target:
         return
     if path.is_symlink() or path.exists():
         raise DataError(f"{path}: there already, and no link to {target}; give an empty folder")
@@ -177,15 +150,17 @@ def link(target: Path, path: Path) -> None:
 
 def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
     """A look at every image, then lists, image labels and the manifest; returns ``out``. Errors: ``DataError``."""
-    lines = [" ".join([name, *classes]) for name, classes in sorted(labels.items())]
     texts = {f"ImageSets/Segmentation/{name}.txt": "\n".join(images) + "\n" for name, images in lists.items()}
-    texts["image_labels.txt"] = "\n".join(lines) + "\n"
+    texts["image_labels.txt"] = "".join(f"{' '.join([name, *row])}\n" for name, row in sorted(labels.items()))
     every = [out / "JPEGImages" / f"{name}.jpg" for name in sorted(set().union(*lists.values()))]
     Split((), tuple(every), np.zeros((len(every), 0), bool), None, (0,)).check(masks=False)
     manifest = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
             "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
             "sha256": {name: digest(text) for name, text in texts.items()}}  # fmt: skip
-    manifest["sha256"]["SegmentationClass"] = _masks_digest(out)
+    masks = hashlib.sha256()  # of all masks together
+    for mask in bar(sorted((out / "SegmentationClass").glob("*.png")), "checksums"):
+        masks.update(mask.name.encode() + mask.read_bytes())
+    manifest["sha256"]["SegmentationClass"] = masks.hexdigest()
     path = out / "manifest.json"
     before = json.loads(path.read_text())["sha256"] if path.is_file() else {}
     changed = [name for name, digest in before.items() if manifest["sha256"].get(name) != digest]
@@ -195,11 +170,3 @@ def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[st
         write_text(out / name, text)
     write_text(path, json.dumps(manifest, indent=1) + "\n")
     return out
-
-
-def _masks_digest(out: Path) -> str:
-    """SHA-256 of all masks together."""
-    masks = hashlib.sha256()
-    for path in bar(sorted((out / "SegmentationClass").glob("*.png")), "checksums"):
-        masks.update(path.name.encode() + path.read_bytes())
-    return masks.hexdigest()
