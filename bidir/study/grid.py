@@ -111,20 +111,21 @@ def plan(jobs: list[Job]) -> pd.DataFrame:
 
 def progress_table(jobs: list[Job]) -> pd.DataFrame:
     """One row per run as a person watches it, those at work first; read from the run folders, by any process."""
-    rows, order = {}, ["running", "failed", "interrupted", "waiting", "done"]
-    for job in jobs:
+    rows, order = [], ["running", "failed", "interrupted", "waiting", "done"]
+    for job in {job.folder.run_id: job for job in jobs}.values():
         folder, iterations = job.folder, job.config.iterations
         state, step, seconds, clock = folder.state(), folder.last_step(), folder.facts().get("seconds", 0), ""
         if state == "running" and step:  # run.json has the seconds up to when it was last written
             seconds += folder.metrics.stat().st_mtime - folder.provenance.stat().st_mtime
-            left = tqdm.format_interval(seconds * (iterations / step - 1))
+            left = tqdm.format_interval(seconds * (iterations - step) / step)
             clock = f"{left} left" if step < iterations else "scoring"
-        rows[folder.run_id] = {
+        row = {
             "run": job.name, "state": state, "iteration": f"{step} of {iterations}",
             "last": folder.reason() or last_value(folder),
             "time": f"took {tqdm.format_interval(seconds)}" if state == "done" else clock,
         }  # fmt: skip
-    return pd.DataFrame(sorted(rows.values(), key=lambda row: order.index(row["state"]))).set_index("run")
+        rows.append(row)
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["state"]))).set_index("run")
 
 
 def last_value(folder: RunFolder) -> str:
