@@ -8,12 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import display
 from tqdm import tqdm
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
+from bidir.progress import bar
 from bidir.run.folder import RunFolder
-from bidir.study.grid import Job, check, plan, read_grid
+from bidir.study.grid import Job, check, last_value, plan, progress_table, read_grid
 from bidir.study.notebooks import make_figures, notebooks_folder, write_report
 from bidir.study.registry import collect, read_registry, write_registry
 from bidir.study.workers import STOPPED, dask_cluster, local_slots
@@ -47,7 +49,8 @@ def run_batch(
                     futures[executor.submit(*execute, values, str(job.folder.path), str(stop))] = run_id
                 _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
             except KeyboardInterrupt:
-                print("\nstopping; run the same command again to go on", file=sys.stderr, flush=True)
+                how = "cell" if _in_notebook() else "command"
+                print(f"\nstopping; run the same {how} again to go on", file=None if how == "cell" else sys.stderr)
                 write_text(stop, "")
                 for future in futures:
                     future.cancel()
@@ -112,37 +115,32 @@ def _outcome(future: Future, folder: RunFolder) -> str:
     return reason
 
 
+def _in_notebook() -> bool:
+    return "ipykernel.kernelapp" in sys.modules
+
+
 def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
-    """Progress until all are done: a line per run at work, one for the whole with the time that remains."""
+    """Progress until all are done: one bar with the time that remains; in a notebook, below it, a row per run."""
     first = {run_id: job.folder.last_step() for run_id, job in jobs.items()}
-    steps, bars, open_futures = dict(first), {}, dict(futures)
-    iterations = sum(job.config.iterations - first[run_id] for run_id, job in jobs.items())
-    done = total - len(jobs)
-    with tqdm(total=iterations, unit="it", smoothing=0, mininterval=1, position=0) as whole:
+    left = {run_id: job.config.iterations - first[run_id] for run_id, job in jobs.items()}
+    open_futures, steps, in_notebook = dict(futures), dict.fromkeys(jobs, 0), _in_notebook()
+    with bar((), f"{total - len(jobs)}/{total} runs", sum(left.values()), unit="it", smoothing=0) as whole:
+        shown = display(progress_table([*jobs.values()]), display_id=True) if in_notebook else None
         while open_futures:
-            time.sleep(0.5)
-            for run_id in set(open_futures.values()):
-                step, config = jobs[run_id].folder.last_step(), jobs[run_id].config
-                if step != steps[run_id]:
-                    label = jobs[run_id].name
-                    bar = bars.get(run_id) or tqdm(total=config.iterations, desc=label, leave=False, mininterval=1)
-                    bars[run_id], steps[run_id] = bar, step
-                    bar.update(step - bar.n)
+            time.sleep(1)
             for future in [f for f in open_futures if f.done()]:
                 run_id = open_futures.pop(future)
-                done += 1
-                steps[run_id] = jobs[run_id].config.iterations
-                if run_id in bars:
-                    bars.pop(run_id).close()
-                facts = jobs[run_id].folder.facts()
-                score = facts.get("results", {}).get("raw/branch_s")
-                error = _outcome(future, jobs[run_id].folder)
-                outcome = f"failed: {error}" if error else f"done in {facts.get('seconds', 0):.0f} s"
-                outcome += "" if score is None else f", Branch-S {100 * score:.1f}"
-                tqdm.write(f"[{done}/{total}] {jobs[run_id].name}: {outcome} ({run_id})")
-            whole.set_description(f"{done}/{total} runs")
-            whole.n = sum(max(0, steps[run_id] - first[run_id]) for run_id in jobs)  # a run may go back a little
-            whole.refresh()
+                steps[run_id], error = left[run_id], _outcome(future, jobs[run_id].folder)
+                ended = f"{total - len(open_futures)}/{total}"
+                whole.set_description(f"{ended} runs", refresh=False)
+                if not in_notebook:
+                    outcome = f"failed: {error}" if error else f"done, {last_value(jobs[run_id].folder)}"
+                    tqdm.write(f"[{ended}] {jobs[run_id].name}: {outcome} ({run_id})")
+            for run_id in open_futures.values():  # a run may go back a little
+                steps[run_id] = max(0, jobs[run_id].folder.last_step() - first[run_id])
+            whole.update(sum(steps.values()) - whole.n)
+            if shown:
+                shown.update(progress_table([*jobs.values()]))
 
 
 def run_study(folder: Path) -> Path:

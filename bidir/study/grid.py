@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from tqdm import tqdm
 
 from bidir.config import ConfigError, Data, RunConfig, Scenes, resolve
 from bidir.data.open import dataset_manifest, open_split
@@ -106,6 +107,33 @@ def plan(jobs: list[Job]) -> pd.DataFrame:
         rows.append({"grid": job.grid, "case": job.cell, "seed": job.config.seed, "run_id": folder.run_id,
                      **known[folder.run_id]})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def progress_table(jobs: list[Job]) -> pd.DataFrame:
+    """One row per run as a person watches it, those at work first; read from the run folders, by any process."""
+    rows, order = [], ["running", "failed", "interrupted", "waiting", "done"]
+    for job in {job.folder.run_id: job for job in jobs}.values():
+        folder, iterations = job.folder, job.config.iterations
+        state, step, seconds, clock = folder.state(), folder.last_step(), folder.facts().get("seconds", 0), ""
+        if state == "running" and step:  # run.json has the seconds up to when it was last written
+            seconds += folder.metrics.stat().st_mtime - folder.provenance.stat().st_mtime
+            left = tqdm.format_interval(seconds * (iterations - step) / step)
+            clock = f"{left} left" if step < iterations else "scoring"
+        row = {
+            "run": job.name, "state": state, "iteration": f"{step} of {iterations}",
+            "last": folder.reason() or last_value(folder),
+            "time": f"took {tqdm.format_interval(seconds)}" if state == "done" else clock,
+        }  # fmt: skip
+        rows.append(row)
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["state"]))).set_index("run")
+
+
+def last_value(folder: RunFolder) -> str:
+    """Branch-S's score of a finished run, else the last loss or score that was logged; "" if there is none."""
+    row = folder.facts().get("results") or (folder.rows() or [{}])[-1]
+    if "raw/branch_s" in row:
+        return f"Branch-S {100 * row['raw/branch_s']:.1f} %"
+    return f"loss {row['loss']:.3f}" if "loss" in row else ""
 
 
 def check(jobs: list[Job], here: bool = True) -> None:

@@ -23,6 +23,7 @@ from bidir.atomic import write_text
 from bidir.config import RunConfig, resolve
 from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
+from bidir.study.report import page
 from bidir.study.tables import forget
 
 
@@ -41,7 +42,8 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        quiet = "--log-level=ERROR"  # else each kernel warns that it listens on a local port
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
     async def start_kernel(self, **options: Any) -> None:
@@ -126,20 +128,12 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
 
 
 def write_report(results: list[str | Path], html: Path) -> None:
-    """``40_report`` over one or more registries with their figures, as one HTML file."""
+    """``40_report`` over one or more registries with their figures, as one HTML file that loads nothing."""
+    given, hidden = {"results": [str(path) for path in results], "folder": str(html.parent)}, Config()
+    hidden.TagRemovePreprocessor.enabled = True
+    hidden.TagRemovePreprocessor.remove_cell_tags = ("parameters", "injected-parameters")
     with TemporaryDirectory() as folder:
-        run_notebook("40_report", {"results": [str(path) for path in results]}, Path(folder) / "report.ipynb")
-        write_html(Path(folder) / "report.ipynb", html)
-
-
-def write_html(notebook: Path, html: Path) -> None:
-    """An executed notebook as one HTML file that loads nothing: figures embedded, code left out."""
-    settings = Config()
-    settings.HTMLExporter.exclude_input = True
-    settings.HTMLExporter.exclude_input_prompt = settings.HTMLExporter.exclude_output_prompt = True
-    settings.HTMLExporter.mathjax_url = settings.HTMLExporter.require_js_url = ""
-    settings.HTMLExporter.jquery_url = settings.HTMLExporter.mermaid_js_url = ""
-    settings.TagRemovePreprocessor.enabled = True
-    settings.TagRemovePreprocessor.remove_cell_tags = ("parameters", "injected-parameters")
-    body, _ = HTMLExporter(config=settings).from_filename(str(notebook))
-    write_text(html, body)
+        run_notebook("40_report", given, Path(folder) / "report.ipynb")
+        exporter = HTMLExporter(hidden, template_name="basic", exclude_input=True, exclude_anchor_links=True)
+        body, _ = exporter.from_filename(f"{folder}/report.ipynb")
+    write_text(html, page(body, "Both branches teach, or one?"))

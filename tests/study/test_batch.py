@@ -1,6 +1,7 @@
 """Batches for real: processes that fail, are killed and interrupted, and a Dask cluster over TCP."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,14 +72,14 @@ def batch(tmp_path_factory, workspace, write_grid, small):
     ended.terminate()  # as a queueing system ends a job
     said_on_term = ended.communicate(timeout=60)[1]
 
-    second = subprocess.Popen(command(grid, folders), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    second = subprocess.Popen(command(grid, folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: classified.last_step() >= 12)
     kernel_of(classified, second.pid).kill()
-    report = second.communicate(timeout=300)[0]
+    report, terminal = second.communicate(timeout=300)
     return {"grid": grid, "folders": folders, "jobs": jobs, "taught": taught, "classified": classified, "wild": wild,
             "during": during, "said": (said_early, said, said_on_term), "stopped_early": stopped_early,
             "codes": (first.returncode, second.returncode),
-            "stopped": stopped, "report": report}  # fmt: skip
+            "stopped": stopped, "report": report, "terminal": terminal}  # fmt: skip
 
 
 def test_ctrl_c_stops_cleanly_and_the_next_call_goes_on(batch):
@@ -104,6 +105,14 @@ def test_a_failure_is_told_and_ends_no_other_run(batch):
     assert "1 done" in batch["report"]
     assert "2 failed" in batch["report"]
     assert f"failed: {batch['wild'].run_id}" in batch["report"]
+
+
+def test_a_terminal_shows_one_bar_and_no_warning(batch):
+    bars = [part for part in re.split("[\r\n]", batch["terminal"]) if "%|" in part]
+    assert bars
+    assert all(re.match(r"[123]/3 runs:", part) for part in bars), bars
+    assert "WARNING" not in batch["terminal"]
+    assert re.search(r"^\[\d/3\] a, supervision=none, seed 0: failed: ", batch["report"], re.MULTILINE)
 
 
 def test_finished_runs_are_not_repeated_and_failed_ones_only_if_asked(batch):

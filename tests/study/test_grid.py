@@ -1,11 +1,12 @@
 """Grid files: all cells, and one clear error for a wrong one."""
 
+import os
 import re
 
 import pytest
 
 from bidir.config import ConfigError
-from bidir.study.grid import check, plan, read_grid
+from bidir.study.grid import check, plan, progress_table, read_grid
 
 
 def test_cells_are_all_combinations_of_axes_and_cases(tmp_path, folders, write_grid, small):
@@ -75,3 +76,27 @@ def test_a_grid_is_checked_before_its_runs(tmp_path, folders, write_grid, small)
     with pytest.raises(ConfigError, match="trackers: 'abacus'"):
         check(tracked)
     check(tracked, here=False)  # a cluster's workers may have it
+
+
+def test_a_batch_is_watched_by_a_row_per_run(tmp_path, folders, write_grid, small):
+    """30 of 40 iterations took 90 s up to the last checkpoint and 60 s since: 5 s each, ten of them left."""
+    cases = [{"supervision": name} for name in ("none", "c2s", "s2c", "both")]
+    content = {"preset": "quick", "fixed": small, "grids": {"a": {"cases": cases}, "again": {"cases": cases[:1]}}}
+    jobs = read_grid(write_grid(tmp_path / "grid.yaml", content), **folders)
+    done, running, failed, _ = (job.folder for job in jobs[:4])
+    for folder, facts in ((done, {"seconds": 61, "results": {"raw/branch_s": 0.5432}}), (running, {"seconds": 90})):
+        folder.update(facts)
+        folder.log({"step": 30, "kind": "train", "loss": 0.25})
+    os.utime(running.provenance, (1000, 1000))
+    os.utime(running.metrics, (1060, 1060))
+    done.done.touch()
+    failed.path.mkdir()
+    failed.failed.write_text("no memory\n")
+    with running.lock():
+        table = progress_table(jobs)
+        assert table.loc["a, supervision=c2s, seed 0"].tolist() == ["running", "30 of 40", "loss 0.250", "00:50 left"]
+        running.log({"step": 30, "kind": "val", "raw/branch_s": 0.4})
+        assert progress_table(jobs)["last"].iloc[0] == "Branch-S 40.0 %"
+    assert table["state"].tolist() == ["running", "failed", "waiting", "done"]  # a run of two grids once
+    assert table["last"].iloc[1] == "no memory"
+    assert table.iloc[3].tolist() == ["done", "30 of 40", "Branch-S 54.3 %", "took 01:01"]

@@ -207,19 +207,47 @@ def test_report_is_self_contained(batch, drawn, tmp_path):
     write_report([drawn[0], batch[3]], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(?:https?:)?//", html)
-    assert len(re.findall(r"<img [^>]*src=.data:image/png;base64", html)) == len(FIGURES)
+    figures = re.findall(r'<img alt="Figure \d[a-c]? \(all_grids\): [^"]+" src="data:image/png;base64', html)
+    assert len(figures) == len(re.findall("<img ", html)) == len(FIGURES)
+    links = re.findall(r'<a href="([^"#]+)">numbers', html)
+    assert {(tmp_path / link).resolve() for link in links} == {drawn[0] / "figures" / f"{name}.csv" for name in FIGURES}
     assert "both directions instead of C → S alone" in html
     assert re.search("teaching in both directions beats one (is not confirmed|holds|does not hold)", html)
+    assert html.index("beats one") < html.index("<table") < html.index("Differences.")  # answer, means, differences
     assert html.count("Not run.") == 6  # of the second nothing was drawn; its grids ask for figures 0 to 3, 6 and 7
+
+
+def outputs_of(notebook):
+    return [output for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", [])]
+
+
+def test_a_batch_in_a_notebook_is_one_bar_and_one_table(batch, workspace):
+    """Both updated in place; the plan before and the states after are the same table."""
+    outputs, runs = outputs_of(workspace / "20.ipynb"), {job.folder.run_id for job in batch[2]}
+    assert {output.output_type for output in outputs} == {"display_data"}  # no red box, no bar on a bar
+    before, bar, during, after = (output.data for output in outputs)
+    assert before["text/html"].count("waiting") == len(runs)
+    assert bar["text/plain"].startswith(f"{len(runs)}/{len(runs)} runs: 100%")
+    for table in (during, after):
+        assert table["text/html"].count("<td>done</td>") == len(re.findall("Branch-S", table["text/html"])) == len(runs)
 
 
 def test_watching_a_batch(batch, tmp_path):
     grid, folders, jobs, _ = batch
     run_notebook("21_watch_runs", {"grid": str(grid), "parameters": folders, "refreshes": 1}, tmp_path / "21.ipynb")
-    outputs = [o for cell in nbformat.read(tmp_path / "21.ipynb", 4).cells for o in cell.get("outputs", [])]
+    outputs = outputs_of(tmp_path / "21.ipynb")
     assert any("image/png" in o.get("data", {}) for o in outputs)
     count = len({job.folder.run_id for job in jobs})
-    assert any("done" in (text := o.get("data", {}).get("text/plain", "")) and str(count) in text for o in outputs)
+    assert any(o.get("data", {}).get("text/html", "").count("<td>done</td>") == count for o in outputs)
+
+
+def test_watching_before_a_batch_says_what_to_start_and_makes_nothing(tmp_path, capfd):
+    where = {"runs_dir": str(tmp_path / "runs"), "data_root": str(tmp_path / "data")}
+    run_notebook("21_watch_runs", {"parameters": where}, tmp_path / "21.ipynb")
+    (said,) = outputs_of(tmp_path / "21.ipynb")
+    assert "Start the batch first" in said.data["text/markdown"]
+    assert [path.name for path in tmp_path.iterdir()] == ["21.ipynb"]
+    assert capfd.readouterr().err == ""  # nor does its kernel warn of anything
 
 
 def test_data_is_prepared_by_a_notebook(published_voc, published_coco, tmp_path):
