@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test test-slow lab lint clean
+.PHONY: study test test-slow test-browser lab lint clean
 
 study: .venv/installed ## the main job: train and compare on the generated dataset, write a report
 	$(BIN)/bidir study
@@ -12,6 +12,9 @@ test: .venv/installed-dev ## the tests, two files at a time
 
 test-slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/installed-dev ## the notebooks in JupyterLab, in the system's Chromium
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
