@@ -23,7 +23,11 @@ class Notebook:
 
     def __init__(self, page) -> None:
         self.page = page
-        page.wait_for_function(IDLE, timeout=60_000)
+        self.wait_until(IDLE)
+
+    def wait_until(self, condition: str, seconds: float = 60, value: object = None) -> None:
+        """Wait until a JavaScript expression, or a function of ``value``, holds."""
+        self.page.wait_for_function(condition, arg=value, timeout=1000 * seconds, polling=200)
 
     def command(self, name: str, wait: bool = True) -> None:
         """Execute one of JupyterLab's commands; ``wait``: until it has settled."""
@@ -34,7 +38,7 @@ class Notebook:
         """Run all cells; ``wait``: until the last has run or one has failed."""
         self.command("notebook:run-all-cells", wait)
         if wait:
-            self.page.wait_for_function(IDLE, timeout=60_000)
+            self.wait_until(IDLE)
 
     def outputs(self) -> list[list[dict]]:
         """Per cell its outputs, as nbformat has them; none for a text cell."""
@@ -68,17 +72,22 @@ class Notebook:
         assert old in text
         self.set_cell(number, text.replace(old, new))
 
+    def add(self, begin: str, text: str) -> None:
+        """Put lines at the end of the cell that begins so."""
+        number = self.cell(begin)
+        self.set_cell(number, f"{self.source(number)}\n{text}")
+
     def restart(self) -> None:
         """Restart the kernel, saying yes to the question."""
         self.command("kernelmenu:restart", wait=False)
         self.page.click(".jp-Dialog .jp-mod-accept")
         self.page.wait_for_selector(".jp-Dialog", state="detached")
-        self.page.wait_for_function(IDLE, timeout=60_000)
+        self.wait_until(IDLE)
 
     def wait_for(self, number: int, text: str, seconds: float = 60) -> None:
         """Wait until ``text`` stands below a cell."""
         condition = f"text => {CELLS}[{number}].outputArea.node.innerText.includes(text)"
-        self.page.wait_for_function(condition, arg=text, timeout=1000 * seconds)
+        self.wait_until(condition, seconds, text)
 
     def picture(self, path: Path) -> None:
         """The whole notebook as one PNG."""
