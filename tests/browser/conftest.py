@@ -96,6 +96,8 @@ class Notebook:
         for _ in range(2):  # what is drawn first in a high window may be higher still
             self.page.set_viewport_size({"width": wide, "height": int(self.page.evaluate(bottom))})
             self.page.wait_for_timeout(500)
+        self.page.evaluate(f"() => {CELLS}[0].node.scrollIntoView()")
+        self.page.wait_for_timeout(300)
         self.page.screenshot(path=path)
         self.page.set_viewport_size({"width": wide, "height": 900})
 
