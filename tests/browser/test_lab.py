@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 CELLS = "window.jupyterapp.shell.currentWidget.content.widgets"
-FIRST, TRAIN = "# Parameters: what matters first", "fit(config)"
+FIRST, REST, TRAIN = "# Parameters: what matters first", "# Parameters: the rest", "fit(config)"
 SHORT = 'preset: str = "quick"\niterations: int = 12'
 
 
@@ -73,8 +73,12 @@ def test_a_wrong_parameter_never_runs(training, project):
         assert "lambda_s2" in error
         assert "lambda_s2c" in error  # what was meant
     assert set(runs.glob("*")) == before
-    corrected = typo.replace("lambda_s2 = 0.3", "lambda_s2c = 0.3")
-    training.set_cell(training.cell(FIRST), corrected)
+    training.replace(FIRST, "lambda_s2 = 0.3", "lambda_s2c = 0.3")
+    training.run_all()
+    (error,) = training.errors()
+    assert "lambda_s2c = 0.3: a cell below sets it to None" in error
+    training.replace(FIRST, "lambda_s2c = 0.3", "")
+    training.replace(REST, "lambda_s2c: float = None", "lambda_s2c: float = 0.3")
     training.replace("from IPython.display", "use_style()", "use_style()\nx = 3")  # a reader's own name
     for _ in range(2):
         training.run_all()
