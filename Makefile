@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test test-slow lab book lint clean
+.PHONY: study test test-slow test-browser lab book lint clean
 
 study: .venv/installed ## the main job: train and compare on the generated dataset, write a report
 	$(BIN)/bidir study
@@ -16,14 +16,16 @@ test-slow: .venv/installed-dev ## the tests that take minutes
 book: .venv/installed-book ## docs, walkthroughs and figures, executed, as a site: docs/_build/docs/index.html
 	OMP_NUM_THREADS=2 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build
 
+test-browser: .venv/installed-dev ## the notebooks in JupyterLab, in the system's Chromium
+	$(BIN)/python -m pytest -m browser
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 lab: .venv/installed ## JupyterLab at the project's root, opened on the starting page
 	@test "$$(id -u)" != 0 || echo "You are root, as in a container: JupyterLab is told to run all the same (--allow-root)."
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. \
-		--LabApp.default_url=/lab/tree/notebooks/00_start.ipynb --LabApp.news_url=None \
-		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+	env JUPYTER_CONFIG_PATH=.jupyter $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) \
+		--ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bidir needs Python 3.11 or later; make PYTHON=python3.12 ...")'

@@ -139,6 +139,14 @@ def test_a_value_left_over_from_an_earlier_version_of_a_cell_does_not_count():
     assert config_of(book.run(FIRST + "iterations = 9")).seed == 0
 
 
+def test_a_value_that_a_later_cell_sets_to_none_again_is_an_error():
+    book, rest = Notebook(), REST + "lambda_s2c: float = None"
+    with pytest.raises(ConfigError, match=r"lambda_s2c = 0.3: a cell below sets it to None"):
+        config_of(book.run(FIRST + "lambda_s2c = 0.3", rest))
+    assert config_of(book.run(FIRST, rest)).lambda_s2c == RunConfig().lambda_s2c
+    assert config_of(book.run("# Parameters\nlambda_s2c = 0.3")).lambda_s2c == 0.3  # as papermill injects it
+
+
 def test_run_id_depends_on_what_is_computed_and_not_on_the_machine():
     config = RunConfig()
     same = config.replace(device="cpu", runs_dir="elsewhere", num_workers=3, data_root="/d")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -102,6 +103,21 @@ def _spread(seconds: Any) -> dict[str, float]:
     return {name: round(float(f(seconds)), 4) for name, f in zip(names, (median, min, max), strict=True)}
 
 
+def _apart(function: Callable[..., dict[str, float]], *given: Any) -> dict[str, float]:
+    """A measurement in a process of its own: its own peak of memory, and no training in a notebook's kernel, which
+    could not start several processes afterwards."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *given).result()
+
+
+def duration(config: RunConfig) -> str:
+    """How long a run would take here, in a line, from a few steps with every term on."""
+    share = config.replace(batch_size=config.batch_size // config.processes, processes=1)
+    seconds = _apart(measure, share, 3, 1)["seconds_per_step"]
+    minutes, steps = seconds * config.iterations / 60, f"{config.iterations} iterations of {seconds:.2f} s"
+    return f"about {minutes:.1f} min here: {steps}, measured with every term on; validations come to it"
+
+
 def forecast(config: RunConfig) -> str:
     """What a run would do, and the time and memory it would take, from a step measured here with every term on."""
     check_config(config)
@@ -138,8 +154,7 @@ def cost(config: RunConfig) -> pd.DataFrame:
             jobs["memory, 2,000 images of 500 sizes"] = (measure_sizes, config.replace(eval_size=0))
         base: dict[str, float] = {}
         for part, (function, given) in jobs.items():
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                row = pool.submit(function, given).result()
+            row = _apart(function, given)
             base = base or row
             if function is measure:
                 row["ratio"] = round(row["seconds_per_step"] / base["seconds_per_step"], 3)

@@ -4,7 +4,7 @@ import ast
 import json
 from typing import Any, Literal, get_args, get_origin
 
-from bidir.config import FIELDS, GROUPS, RunConfig, unknown_name
+from bidir.config import FIELDS, GROUPS, ConfigError, RunConfig, unknown_name
 from bidir.presets import PRESETS
 
 FIRST = ("dataset", "data_root", "supervision", "object_aware_decoding", "propagation", "iterations", "seed")
@@ -41,13 +41,18 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
     with ``MARK``, papermill's among them, with their values now.
 
     ``namespace``: the notebook's ``globals()``, with IPython's history ``In``. What other cells define, and what an
-    earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name that is none of ``known``.
+    earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name that is none of ``known``,
+    and for one that a later cell sets to None again.
     """
     cells = {source.lstrip().partition("\n")[0]: source for source in namespace["In"]}  # the last of each first line
     names = [name for first, source in cells.items() if first.startswith(MARK) for name in _assigned(source)]
     wrong = [name for name in names if name not in known]
     if wrong:
         raise unknown_name(wrong[0], known)
+    for source in cells.values():
+        for name, value in _assigned(source).items():
+            if namespace[name] is None and ast.unparse(value) != "None":
+                raise ConfigError(f"{name} = {ast.unparse(value)}: a cell below sets it to None; change it there")
     return {name: namespace[name] for name in names}
 
 
@@ -61,9 +66,11 @@ def config_of(namespace: dict[str, Any]) -> RunConfig:
     return RunConfig.from_parameters({name: value for name, value in given.items() if value is not None}, preset)
 
 
-def _assigned(source: str) -> list[str]:
-    """The names that a cell assigns at its top level."""
-    targets = []
+def _assigned(source: str) -> dict[str, ast.expr]:
+    """The names that a cell assigns at its top level, with the expression of each."""
+    found = {}
     for node in ast.parse(source).body:
-        targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)]
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)]
+        found.update(dict.fromkeys(names, getattr(node, "value", None) or ast.Constant(...)))
+    return found

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bidir.study.cost import BASE, METHODS, SETTINGS, cost, forecast, measure, measure_evaluation, measure_refinement
+from bidir.study.cost import (
+    BASE,
+    METHODS,
+    SETTINGS,
+    cost,
+    duration,
+    forecast,
+    measure,
+    measure_evaluation,
+    measure_refinement,
+)
 
 
 def test_a_dry_run_says_what_it_would_take(quick):
@@ -46,3 +56,13 @@ def test_every_part_is_measured_in_a_process_of_its_own_and_set_beside_full_supe
     assert table["ratio"].tolist() == pytest.approx((seconds / seconds[0]).tolist(), abs=1e-3)
     assert table["memory_ratio"].tolist() == pytest.approx((memory / memory[0]).tolist(), abs=1e-3)
     assert table["what"].str.contains("CPU").all()
+
+
+def test_the_time_a_run_takes_is_said_in_a_line(quick):
+    told = duration(quick)
+    found = re.match(r"about ([\d.]+) min here: (\d+) iterations of ([\d.]+) s", told)
+    minutes, steps, seconds = map(float, found.groups())
+    assert steps == 40
+    assert seconds > 0.01
+    assert minutes == pytest.approx(40 * seconds / 60, abs=0.06)
+    assert "\n" not in told
