@@ -45,15 +45,13 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
     and for one that a later cell sets to None again.
     """
     cells = {source.lstrip().partition("\n")[0]: source for source in namespace["In"]}  # the last of each first line
-    names = [name for first, source in cells.items() if first.startswith(MARK) for name in _assigned(source)]
-    wrong = [name for name in names if name not in known]
-    if wrong:
-        raise unknown_name(wrong[0], known)
-    for source in cells.values():
-        for name, value in _assigned(source).items():
-            if namespace[name] is None and ast.unparse(value) != "None":
-                raise ConfigError(f"{name} = {ast.unparse(value)}: a cell below sets it to None; change it there")
-    return {name: namespace[name] for name in names}
+    given = [pair for first, cell in cells.items() if first.startswith(MARK) for pair in _assigned(cell).items()]
+    for name, value in given:
+        if name not in known:
+            raise unknown_name(name, known)
+        if namespace[name] is None and ast.unparse(value) != "None":
+            raise ConfigError(f"{name} = {ast.unparse(value)}: a cell below sets it to None; change it there")
+    return {name: namespace[name] for name, _ in given}
 
 
 def config_of(namespace: dict[str, Any]) -> RunConfig:
