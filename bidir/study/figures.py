@@ -29,8 +29,7 @@ def use_style() -> None:
 
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
-    """Write ``stem`` as PNG, PDF and SVG, the plotted numbers (with their run ids) as CSV, the caption as Markdown; the
-    figure is closed, so that a notebook shows it where it asks for it."""
+    """Close ``figure`` and write it as PNG, PDF and SVG, its numbers (with run ids) as CSV, its caption as Markdown."""
     plt.close(figure)
     for kind, metadata in UNDATED.items():
         buffer = io.BytesIO()
@@ -90,16 +89,12 @@ def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None,
 def plot_differences(
     scores: pd.DataFrame, numbers: pd.DataFrame, column: str, names: dict[tuple, str], maps: Maps = SHOWN
 ) -> tuple[Figure, pd.DataFrame]:
-    """``compare`` of mIoU in points: a row per pair of ``names`` (with what it is called), a panel per map; and the
-    numbers drawn.
-
-    Filled, blue where 0 is left out, else grey: the mean with its 95 % t-interval, from three seeds on; small and
-    hollow: the ``differences`` of the seeds of ``scores``.
-    """
+    """``compare`` of mIoU in points, a row per pair of ``names`` (its name), a panel per map; and what was drawn.
+    Filled, blue where 0 is left out: means, from three seeds on with their 95 % t-interval; hollow: the seeds."""
     pairs = [pair for pair in names if pair in set(zip(numbers["first"], numbers["second"], strict=True))]
     keys = ["first", "second", "protocol", "map"]
-    seeds = differences(of_maps(scores, maps), column, pairs, keys[2:], "iou")
-    drawn = seeds[[*keys, "seed", "iou", "run_id_first", "run_id"]].merge(numbers, on=keys)
+    drawn = differences(of_maps(scores, maps), column, pairs, keys[2:], "iou")
+    drawn = drawn[[*keys, "seed", "iou", "run_id_first", "run_id"]].merge(numbers, on=keys)
     figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 0.7 + 0.3 * len(pairs)), sharey=True, squeeze=False)
     for axis, key in zip(axes[0], maps, strict=True):
         for pair, rows in of_maps(drawn, (key,)).groupby(["first", "second"]):
@@ -111,8 +106,8 @@ def plot_differences(
         axis.axvline(0, color="black", lw=0.6)
         axis.grid(axis="x")
         axis.set_title(MAP_TITLES[key[1]])
-    axes[0, 0].set_yticks(range(len(pairs)), [names[pair] for pair in pairs])
-    axes[0, 0].set_ylim(len(pairs) - 0.4, -0.6)
+    labels = {"yticks": range(len(pairs)), "yticklabels": [names[pair] for pair in pairs]}
+    axes[0, 0].set(**labels, ylim=(len(pairs) - 0.4, -0.6))
     figure.supxlabel("difference of mIoU (points)", fontsize=8)
     return figure, drawn
 
@@ -210,9 +205,8 @@ def plot_cost(cost: pd.DataFrame) -> Figure:
     ratio to full supervision in brackets where there is one."""
     settings = [part for _, part in cost.groupby("setting", sort=False)]
     heights = [len(part) for part in settings]
-    figure, axes = plt.subplots(
-        len(settings), 2, figsize=(PAGE, 0.5 + 0.24 * sum(heights)), height_ratios=heights, squeeze=False
-    )
+    size = {"figsize": (PAGE, 0.5 + 0.24 * sum(heights)), "height_ratios": heights}
+    figure, axes = plt.subplots(len(settings), 2, **size, squeeze=False)
     for row, part in zip(axes, settings, strict=True):
         spread = [part["seconds_per_step"] - part["seconds_least"], part["seconds_most"] - part["seconds_per_step"]]
         for axis, column, ratio, form in zip(

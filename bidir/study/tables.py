@@ -88,8 +88,7 @@ def save_differences(
     scores: pd.DataFrame, column: str, pairs: Collection[tuple], maps: Maps, stem: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does; the text of
-    the table, and its numbers. Errors: ``LookupError`` if there is no such pair.
-    """
+    the table, and its numbers. Errors: ``LookupError`` if there is no such pair."""
     values = set(scores[column])
     pairs = [pair for pair in pairs if {*pair} <= values]
     if not pairs:
@@ -103,14 +102,11 @@ def save_differences(
 
 
 def in_words(numbers: pd.DataFrame, maps: Maps = (("raw", "branch_s"),)) -> str:
-    """What rows of ``compare`` say of ``maps``: ``both − c2s: Branch-S -1.2 ± 5.8 points (not resolved); ...``."""
-    rows = of_maps(numbers, maps).groupby(["second", "first"], sort=False)
-    said = {pair: zip(part["map"].map(short_title), interval_text(part, signed=True), part["reading"], strict=True)
-            for pair, part in rows}  # fmt: skip
-    return "; ".join(
-        f"{second} − {first}: " + ", ".join(f"{name} {text} points ({reading})" for name, text, reading in parts)
-        for (second, first), parts in said.items()
-    )
+    """What ``compare`` says of ``maps``: ``both against c2s: Branch-S -1.2 ± 5.8 points (not resolved); ...``."""
+    rows = of_maps(numbers, maps)
+    said = rows["map"].map(short_title) + " " + interval_text(rows, signed=True) + " points"
+    said = (said + " (" + rows["reading"] + ")").groupby([rows["second"], rows["first"]], sort=False).agg(", ".join)
+    return "; ".join(f"{second} against {first}: {text}" for (second, first), text in said.items())
 
 
 def iou_of(counts: pd.DataFrame) -> pd.Series:
@@ -226,9 +222,8 @@ ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method",
 def first_look(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Grid ``first_look``: the text of a table, a row per arm, and its numbers: run (the arm), map, iou, run_id,
     seconds_per_step. ``attrs["scale"]`` of the text says how it was trained. Errors: ``LookupError``."""
-    scores = mean_scores(tables, "first_look").merge(
-        tables["runs"][["run_id", "seconds_per_step", "hardware"]], on="run_id"
-    )
+    runs = tables["runs"][["run_id", "seconds_per_step", "hardware"]]
+    scores = mean_scores(tables, "first_look").merge(runs, on="run_id")
     arms = scores[["supervision", "propagation", "object_aware_decoding"]].apply(tuple, axis=1)
     maps = (("ms", "cam"), ("ms", "seed"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))
     numbers = of_maps(scores.assign(run=arms.map(ARMS)).dropna(subset="run"), maps)

@@ -69,6 +69,7 @@ def test_the_same_figure_is_written_byte_for_byte(scores, paired, tmp_path):
 def test_differences_in_words(paired):
     """Mean 0.11, s = 0.01, t(0.975, 2) = 4.303: half width 0.0248."""
     assert in_words(paired[0]) == (
-        "both − c2s: Branch-S +11.0 ± 2.5 points (higher); full − both: Branch-S +40.0 points (one seed)"
+        "both against c2s: Branch-S +11.0 ± 2.5 points (higher); full against both: Branch-S +40.0 points (one seed)"
     )
-    assert in_words(paired[0].iloc[:1], MAPS).startswith("both − c2s: CAM +0.7 ± 6.3 points (not resolved)")
+    assert in_words(paired[0].iloc[:1], MAPS).startswith("both against c2s: CAM +0.7 ± 6.3 points (not resolved)")
+    assert in_words(paired[0].iloc[:0]) == ""
