@@ -103,10 +103,11 @@ def save_differences(
 
 def in_words(numbers: pd.DataFrame, maps: Maps = (("raw", "branch_s"),)) -> str:
     """What ``compare`` says of ``maps``: ``both against c2s: Branch-S -1.2 ± 5.8 points (not resolved); ...``."""
-    rows = of_maps(numbers, maps)
-    said = rows["map"].map(short_title) + " " + interval_text(rows, signed=True) + " points"
-    said = (said + " (" + rows["reading"] + ")").groupby([rows["second"], rows["first"]], sort=False).agg(", ".join)
-    return "; ".join(f"{second} against {first}: {text}" for (second, first), text in said.items())
+    rows, said = of_maps(numbers, maps), {}
+    for row, text in zip(rows.itertuples(), interval_text(rows, signed=True), strict=True):
+        part = f"{short_title(row.map)} {text} points ({row.reading})"
+        said.setdefault(f"{row.second} against {row.first}", []).append(part)
+    return "; ".join(f"{pair}: {', '.join(parts)}" for pair, parts in said.items())
 
 
 def iou_of(counts: pd.DataFrame) -> pd.Series:
