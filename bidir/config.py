@@ -188,6 +188,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
 
 
 REVISION = 1  # of what is computed: raised by whatever changes numbers without a setting
+IGNORE = 255  # class id of pixels that no loss and no score counts
 FIELDS = RunConfig.__pydantic_fields__  # name -> annotation, default, description (its meaning)
 MACHINE_FIELDS = frozenset(Machine.__pydantic_fields__)
 

@@ -143,7 +143,7 @@ def test_notebooks_are_clean(path):
     [
         ("bidir", {"torch", "pandas"}),
         ("bidir.cli", {"torch", "pandas"}),
-        ("bidir.study.registry, bidir.study.figures, bidir.study.intervals", {"torch"}),
+        ("bidir.study.figures, bidir.study.pictures, bidir.study.registry, bidir.study.tables", {"torch"}),
     ],
 )
 def test_nothing_large_is_imported_for_nothing(modules, unwanted):

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bidir.config import DataError, RunConfig, resolve
+from bidir.config import IGNORE, DataError, RunConfig, resolve
 from bidir.data.split import UNREADABLE, Split, label_matrix
-from bidir.method.tensors import IGNORE
 
 VOC_CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, distance_transform_cdt
 
 from bidir.atomic import write_bytes
-from bidir.method.tensors import IGNORE
+from bidir.config import IGNORE
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

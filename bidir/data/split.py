@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bidir.config import DataError
-from bidir.method.tensors import IGNORE
+from bidir.config import IGNORE, DataError
 from bidir.progress import bar
 
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files it cannot decode

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-IGNORE = 255  # class id of pixels that no loss and no score counts
+from bidir.config import IGNORE as IGNORE
 
 
 @dataclass

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bidir.atomic import write_bytes, write_text
 from bidir.run.folder import RunFolder
-from bidir.study.intervals import mean_interval, t_interval
+from bidir.study.intervals import differences, mean_interval, t_interval
 from bidir.study.tables import MAP_TITLES, SHOWN, Maps, of_maps
 
 PAGE = 7.2  # inches: both columns of a paper
@@ -29,7 +29,8 @@ def use_style() -> None:
 
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
-    """Write ``stem`` as PNG, PDF and SVG, the plotted numbers (with their run ids) as CSV, the caption as Markdown."""
+    """Close ``figure`` and write it as PNG, PDF and SVG, its numbers (with run ids) as CSV, its caption as Markdown."""
+    plt.close(figure)
     for kind, metadata in UNDATED.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
@@ -83,6 +84,32 @@ def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None,
     if hue:
         axes[0, 0].legend()
     return figure
+
+
+def plot_differences(
+    scores: pd.DataFrame, numbers: pd.DataFrame, column: str, names: dict[tuple, str], maps: Maps = SHOWN
+) -> tuple[Figure, pd.DataFrame]:
+    """``compare`` of mIoU in points, a row per pair of ``names`` (its name), a panel per map; and what was drawn.
+    Filled, blue where 0 is left out: means, from three seeds on with their 95 % t-interval; hollow: the seeds."""
+    pairs = [pair for pair in names if pair in set(zip(numbers["first"], numbers["second"], strict=True))]
+    keys = ["first", "second", "protocol", "map"]
+    drawn = differences(of_maps(scores, maps), column, pairs, keys[2:], "iou")
+    drawn = drawn[[*keys, "seed", "iou", "run_id_first", "run_id"]].merge(numbers, on=keys)
+    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 0.7 + 0.3 * len(pairs)), sharey=True, squeeze=False)
+    for axis, key in zip(axes[0], maps, strict=True):
+        for pair, rows in of_maps(drawn, (key,)).groupby(["first", "second"]):
+            at, row = pairs.index(pair), rows.iloc[0]
+            look = {"color": "C0" if row["reading"] in ("higher", "lower") else "0.35"}
+            half = 100 * row["half_width"] if row["seeds"] > 2 else None
+            axis.errorbar(100 * row["mean"], at, xerr=half, fmt="D", capsize=2, lw=1.2, **look)
+            axis.plot(100 * rows["iou"], [at + 0.27] * len(rows), "o", ms=2.4, mfc="white", mew=0.6, **look)
+        axis.axvline(0, color="black", lw=0.6)
+        axis.grid(axis="x")
+        axis.set_title(MAP_TITLES[key[1]])
+    labels = {"yticks": range(len(pairs)), "yticklabels": [names[pair] for pair in pairs]}
+    axes[0, 0].set(**labels, ylim=(len(pairs) - 0.4, -0.6))
+    figure.supxlabel("difference of mIoU (points)", fontsize=8)
+    return figure, drawn
 
 
 def plot_curves(
@@ -178,9 +205,8 @@ def plot_cost(cost: pd.DataFrame) -> Figure:
     ratio to full supervision in brackets where there is one."""
     settings = [part for _, part in cost.groupby("setting", sort=False)]
     heights = [len(part) for part in settings]
-    figure, axes = plt.subplots(
-        len(settings), 2, figsize=(PAGE, 0.5 + 0.24 * sum(heights)), height_ratios=heights, squeeze=False
-    )
+    size = {"figsize": (PAGE, 0.5 + 0.24 * sum(heights)), "height_ratios": heights}
+    figure, axes = plt.subplots(len(settings), 2, **size, squeeze=False)
     for row, part in zip(axes, settings, strict=True):
         spread = [part["seconds_per_step"] - part["seconds_least"], part["seconds_most"] - part["seconds_per_step"]]
         for axis, column, ratio, form in zip(

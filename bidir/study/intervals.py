@@ -21,27 +21,33 @@ def t_interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
     return (mean, mean) if len(values) < 2 else (mean - half, mean + half)
 
 
+def differences(table: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str) -> pd.DataFrame:
+    """Each seed's own ``value`` where ``column`` is the second of a pair minus where it is the first: a row per pair,
+    group and seed that both have, with first and second; what only the first has ends in ``_first``."""
+    rows = []
+    for pair in pairs:
+        sides = [table[table[column] == side].dropna(subset=value) for side in pair]
+        for side in sides:
+            _require_single(side, by)
+        both = sides[0].merge(sides[1], on=[*by, "seed"], suffixes=("_first", ""))
+        rows.append(both.assign(first=pair[0], second=pair[1], **{value: both[value] - both[f"{value}_first"]}))
+    return pd.concat(rows, ignore_index=True)
+
+
 def paired_difference(
     table: pd.DataFrame, column: str, first: object, second: object, by: list[str], value: str, level: float = 0.95
 ) -> pd.DataFrame:
-    """Mean over shared seeds of ``value`` where ``column`` is ``second`` minus where it is ``first``, per group;
-    columns as ``mean_interval``. Seeds that only one side has are left out."""
-    sides = [table[table[column] == side] for side in (first, second)]
-    for side in sides:
-        _require_single(side, by)
-    before, after = (side.set_index([*by, "seed"])[value] for side in sides)
-    difference = (after - before).dropna().rename(value).reset_index()
-    return mean_interval(difference, by, value, level)
+    """Mean of ``differences`` of one pair, per group; columns as ``mean_interval``."""
+    return mean_interval(differences(table, column, [(first, second)], by, value), by, value, level)
 
 
 def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str = "iou") -> pd.DataFrame:
-    """``paired_difference`` of several pairs of values of ``column``: with first, second and the
+    """Means of ``differences`` of several pairs of values of ``column``: with first, second and the
     ``reading``: higher or lower where the interval leaves out 0, else not resolved; one seed: no interval."""
-    rows = [paired_difference(scores, column, a, b, by, value).assign(first=a, second=b) for a, b in pairs]
-    table = pd.concat(rows, ignore_index=True)
+    table = mean_interval(differences(scores, column, pairs, by, value), ["first", "second", *by], value)
     few, higher, lower = table["seeds"] < 2, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
     table["reading"] = np.select([few, higher, lower], ["one seed", "higher", "lower"], "not resolved")
-    return table[["first", "second", *by, "mean", "half_width", "seeds", "reading"]]
+    return table
 
 
 def seed_count(seeds: pd.Series) -> str:

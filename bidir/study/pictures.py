@@ -1,30 +1,28 @@
-"""Pictures of images and the maps made of them, as overlays."""
+"""Pictures of images and the maps made of them, as overlays. Torch is imported where maps are made; stored ones are
+drawn without."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from bidir.config import RunConfig
-from bidir.data.loader import TrainingCrops, WholeImages, collate
-from bidir.data.open import open_split
 from bidir.data.overlay import draw_overlay, named_regions, save_palette_png
 from bidir.data.split import Split
-from bidir.method.tensors import nearest
-from bidir.run.checkpoint import load_network
-from bidir.run.evaluation import predict_maps
 from bidir.study.figures import PAGE
-from bidir.study.tables import MAP_TITLES, SHOWN, Maps
+from bidir.study.tables import MAP_TITLES, SHOWN, WITH_Y_S, Maps
 
 OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
 
 
 def plot_samples(config: RunConfig, count: int = 8) -> Figure:
     """Training crops as the network gets them, with image labels and the box of the true image."""
+    from bidir.data.loader import TrainingCrops
+    from bidir.data.open import open_split
+
     split = open_split(config, "train")
     crops, names = TrainingCrops(split, config), np.array(split.class_names)
     figure, axes = plt.subplots(1, count, figsize=(PAGE, PAGE / count + 0.3))
@@ -50,33 +48,62 @@ def plot_qualitative(
 
 
 def stored_masks(
-    folder: Path, split: Split, images: list[int], checkpoint: Path, anew: bool = False, **where: str
+    folder: Path, names: list[str], checkpoint: Path, anew: bool = False, **where: str
 ) -> dict[str, dict[int, np.ndarray]]:
-    """The masks of the maps ``SHOWN``, by title and image, kept in ``folder`` as palette PNG; made from ``checkpoint``
-    where one is lacking, or ``anew``. Errors: ``FileNotFoundError`` if that takes a checkpoint that is not there."""
-    files = {key: {i: folder / "-".join(key) / f"{split.names[i]}.png" for i in images} for key in SHOWN}
+    """The masks of the maps ``WITH_Y_S``, by title and place in ``names``, kept in ``folder`` as palette PNG; made from
+    ``checkpoint`` where one is lacking, or ``anew``; without Y_s where there is neither. Errors: ``FileNotFoundError``
+    if that takes a checkpoint that is not there."""
+    maps = WITH_Y_S if checkpoint.is_file() or (folder / "raw-y_s").is_dir() else SHOWN
+    files = {key: {name: folder / "-".join(key) / f"{name}.png" for name in names} for key in maps}
     if anew or not all(file.is_file() for row in files.values() for file in row.values()):
         if not checkpoint.is_file():
             raise FileNotFoundError(f"maps are lacking in {folder}, and there is no {checkpoint}; set runs_dir")
-        for key, masks in predicted_masks(checkpoint, images, SHOWN, **where)[1].items():
-            for i, mask in masks.items():
-                save_palette_png(mask, files[key][i])
-    return {MAP_TITLES[key[1]]: {i: np.array(Image.open(file)) for i, file in row.items()}
+        for key, masks in predicted_masks(checkpoint, names, maps, **where)[1].items():
+            for name, mask in masks.items():
+                save_palette_png(mask, files[key][name])
+    return {MAP_TITLES[key[1]]: {i: np.array(Image.open(file)) for i, file in enumerate(row.values())}
             for key, row in files.items()}  # fmt: skip
 
 
+def shown_images(config: RunConfig, names: list[str], folder: Path) -> Split:
+    """The validation images of ``names``. Of generated scenes no others are rendered, and these into ``folder``."""
+    from bidir.data.make.scenes import SCENE_CLASSES, render_scene
+    from bidir.data.open import open_split
+
+    if config.dataset != "scenes":
+        split = open_split(config, "val")
+        return split.select(np.array([split.names.index(name) for name in names]))
+    paths = [tuple(folder / f"{name}.{kind}" for name in names) for kind in ("jpg", "png")]
+    scenes = [render_scene(config, int(name.removeprefix("scene_"))) for name in names]
+    for (image, mask), photo, truth in zip(scenes, *paths, strict=True):
+        Image.fromarray(image).save(photo, quality=92)
+        save_palette_png(mask, truth)
+    ids = range(len(SCENE_CLASSES) + 1)
+    return Split(SCENE_CLASSES, paths[0], np.array([np.isin(ids[1:], mask) for _, mask in scenes]), paths[1], (*ids,))
+
+
 def predicted_masks(
-    checkpoint: Path, images: list[int], maps: Maps, part: str = "val", **where: str
-) -> tuple[Split, dict[tuple[str, str], dict[int, np.ndarray]]]:
-    """The images of ``part``, and per (protocol, map) and image the mask (H, W) uint8 of 0..C, 255 = ignored."""
+    checkpoint: Path, images: list[int] | list[str], maps: Maps, part: str = "val", **where: str
+) -> tuple[Split, dict[tuple[str, str], dict[int | str, np.ndarray]]]:
+    """The images of ``part``, and per (protocol, map) and image, by number or name as given, the mask (H, W) uint8 of
+    0..C, 255 = ignored."""
+    import torch
+
+    from bidir.data.loader import WholeImages, collate
+    from bidir.data.open import open_split
+    from bidir.method.tensors import nearest
+    from bidir.run.checkpoint import load_network
+    from bidir.run.evaluation import predict_maps
+
     network, config, _ = load_network(checkpoint)
     split = open_split(config.replace(**where), part)
-    masks: dict[tuple[str, str], dict[int, np.ndarray]] = {key: {} for key in maps}
-    for i in images:
+    wanted = {protocol: {name for p, name in maps if p == protocol} for protocol, _ in maps}
+    masks: dict[tuple[str, str], dict[int | str, np.ndarray]] = {key: {} for key in maps}
+    for image in images:
+        i = split.names.index(image) if isinstance(image, str) else image
         batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])
-        wanted = {protocol: {name for p, name in maps if p == protocol} for protocol, _ in maps}
         for key, labels in predict_maps(network, batch, config, wanted).items():
-            masks[key][i] = nearest(labels, split.read_image(i).shape[:2])[0].to(torch.uint8).numpy()
+            masks[key][image] = nearest(labels, split.read_image(i).shape[:2])[0].to(torch.uint8).numpy()
     return split, masks
 
 

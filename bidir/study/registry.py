@@ -1,7 +1,6 @@
 """The registry: four tidy tables of all runs of a batch, rebuilt from run folders at any time."""
 
 import gzip
-import io
 import json
 from pathlib import Path
 
@@ -81,14 +80,10 @@ def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
     """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
     counts = {"runs": tables["runs"].astype(dict.fromkeys(WHOLE, "Int64"))}  # also where an unfinished run has none
     for name, table in {**tables, **counts}.items():
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        write_bytes(resolve(out) / f"{name}.parquet", buffer.getvalue())
-        text = table.to_csv(index=False, float_format="%.6g").encode()
-        if name == "per_image":
-            write_bytes(resolve(out) / f"{name}.csv.gz", gzip.compress(text, mtime=0))
-        else:
-            write_bytes(resolve(out) / f"{name}.csv", text)
+        write_bytes(resolve(out) / f"{name}.parquet", table.to_parquet(index=False))
+        text, packed = table.to_csv(index=False, float_format="%.6g").encode(), name == "per_image"
+        target = resolve(out) / f"{name}.csv{'.gz' if packed else ''}"
+        write_bytes(target, gzip.compress(text, mtime=0) if packed else text)
     lines = [f"## {name}\n\n" + "".join(f"- `{c}`: {m}\n" if m else f"- `{c}`\n" for c, m in columns.items())
              for name, columns in SCHEMA.items()]  # fmt: skip
     write_text(resolve(out) / "SCHEMA.md", "# Tables of this registry\n\n" + "\n".join(lines))

@@ -1,5 +1,6 @@
 """Tables of a study: what its runs scored, by what was varied; and how a table is written."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +13,18 @@ from bidir.study.registry import grid_scores
 Maps = tuple[tuple[str, str], ...]
 Tables = dict[str, pd.DataFrame]  # a registry
 MAP_TITLES = {
-    "cam": "CAM", "seed": "propagated seed", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
+    "cam": "CAM", "seed": "propagated CAM", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
     "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
 }  # fmt: skip
 SHOWN: Maps = (("ms", "cam"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))  # of a figure, by default
 WITH_Y_S: Maps = (*SHOWN[:2], ("raw", "y_s"), *SHOWN[2:])
 SIZES = {"< 2 %": 0.02, "2-5 %": 0.05, "5-10 %": 0.1, "10-20 %": 0.2, "> 20 %": 1.0}  # of an object: share of the image
+DRAWN = {
+    "seeds": "dots: runs, those of a seed joined; dashes: their means with 95 % t-intervals; ",
+    "pairs": "each panel with its own scale; small and hollow: seeds; filled: their mean with its 95 % t-interval, "
+    "blue where that leaves out 0; ",
+    "none": "",
+}
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
     "the number of comparisons; not resolved: the interval holds 0."
@@ -55,14 +62,12 @@ def short_title(name: str) -> str:
     return MAP_TITLES[name].split(" (")[0].replace("$", "")
 
 
-def caption_of(scores: pd.DataFrame, by: list[str], dots: bool = True) -> str:
-    """What a caption says of its runs: their scale, how many seeds each group of ``by`` has, and what ``plot_seeds``
-    drew, if ``dots``. ``scores``: a row per run or more, with the runs' settings."""
+def caption_of(scores: pd.DataFrame, by: list[str], drawn: str = "seeds") -> str:
+    """How a caption's first sentence ends: what is ``DRAWN``, the scale of the runs, and how many seeds each group of
+    ``by`` has. ``scores``: a row per run or more, with the runs' settings."""
     scale = scores[["iterations", "batch_size", "crop_size"]].drop_duplicates().to_numpy()
     trained = " or ".join(f"{steps} iterations of {batch} crops of {crop} px" for steps, batch, crop in scale)
-    seeds = seed_count(scores.groupby(by)["seed"].nunique())
-    drawn = " Dots: runs, those of a seed joined; beside them their mean with its 95 % t-interval." if dots else ""
-    return f"Trained for {trained}; {seeds}.{drawn}"
+    return f"{DRAWN[drawn]}trained for {trained}; {seed_count(scores.groupby(by)['seed'].nunique())}."
 
 
 def wide_text(numbers: pd.DataFrame, by: list[str], across: str | list[str], signed: bool = False) -> pd.DataFrame:
@@ -79,21 +84,30 @@ def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[
     return text.loc[seeds.index].assign(seeds=seeds), numbers
 
 
-def save_differences(scores: pd.DataFrame, column: str, pairs: list[tuple], maps: Maps, stem: Path) -> pd.DataFrame:
-    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does.
-
-    Errors: ``LookupError`` if there is no such pair.
-    """
+def save_differences(
+    scores: pd.DataFrame, column: str, pairs: Collection[tuple], maps: Maps, stem: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does; the text of
+    the table, and its numbers. Errors: ``LookupError`` if there is no such pair."""
     values = set(scores[column])
     pairs = [pair for pair in pairs if {*pair} <= values]
     if not pairs:
         raise LookupError(f"of {', '.join(sorted(values))} no two are to be compared; run more of the grid")
     numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
-    text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"])
+    text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"], map=numbers["map"].map(short_title))
     text = text.assign(difference=interval_text(numbers, signed=True)).set_index("comparison")
     text = text[["protocol", "map", "difference", "seeds", "reading"]]
     save_table(text, numbers, stem, DIFFERENCES)
-    return text
+    return text, numbers
+
+
+def in_words(numbers: pd.DataFrame, maps: Maps = (("raw", "branch_s"),)) -> str:
+    """What ``compare`` says of ``maps``: ``both against c2s: Branch-S -1.2 ± 5.8 points (not resolved); ...``."""
+    rows, said = of_maps(numbers, maps), {}
+    for row, text in zip(rows.itertuples(), interval_text(rows, signed=True), strict=True):
+        part = f"{short_title(row.map)} {text} points ({row.reading})"
+        said.setdefault(f"{row.second} against {row.first}", []).append(part)
+    return "; ".join(f"{pair}: {', '.join(parts)}" for pair, parts in said.items())
 
 
 def iou_of(counts: pd.DataFrame) -> pd.Series:
@@ -209,9 +223,8 @@ ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method",
 def first_look(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Grid ``first_look``: the text of a table, a row per arm, and its numbers: run (the arm), map, iou, run_id,
     seconds_per_step. ``attrs["scale"]`` of the text says how it was trained. Errors: ``LookupError``."""
-    scores = mean_scores(tables, "first_look").merge(
-        tables["runs"][["run_id", "seconds_per_step", "hardware"]], on="run_id"
-    )
+    runs = tables["runs"][["run_id", "seconds_per_step", "hardware"]]
+    scores = mean_scores(tables, "first_look").merge(runs, on="run_id")
     arms = scores[["supervision", "propagation", "object_aware_decoding"]].apply(tuple, axis=1)
     maps = (("ms", "cam"), ("ms", "seed"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))
     numbers = of_maps(scores.assign(run=arms.map(ARMS)).dropna(subset="run"), maps)
@@ -221,7 +234,7 @@ def first_look(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     text = text.reindex(ARMS.values()).dropna()[[name for _, name in maps]].rename(columns=short_title)
     seconds = numbers.groupby("run")["seconds_per_step"].first()
     text = text.assign(seconds=seconds.map("{:.2f}".format))
-    text.attrs["scale"] = f"{caption_of(numbers, ['run'], dots=False)} {numbers['hardware'].iloc[0]}."
+    text.attrs["scale"] = f"{numbers['hardware'].iloc[0]}; {caption_of(numbers, ['run'], drawn='none')}"
     return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
 
 

@@ -136,8 +136,9 @@ def drawn(batch, workspace):
 
 
 FIGURES = (
-    "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig3_interaction fig4_propagation fig5_sensitivity "
-    "fig6_dynamics fig7a_classes fig7b_size fig7c_difficulty fig8a_losses fig8b_cost fig9_teacher"
+    "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig2_paired fig3_interaction fig3_paired "
+    "fig4_propagation fig5_sensitivity fig6_dynamics fig7a_classes fig7b_size fig7c_difficulty fig8a_losses fig8b_cost "
+    "fig9_paired fig9_teacher"
 ).split()
 
 
@@ -157,6 +158,7 @@ def test_figures_are_drawn_from_the_registry(batch, drawn):
             "fig0_first_look": "one seed",
             "fig1_qualitative": "seed 0",
             "fig3_interaction": "; 1 seed.",
+            "fig3_paired": "; 1 seed.",
             "fig8b_cost": "8 steps",
         }
         assert seeds.get(name, "2 seeds") in (out / "figures" / f"{name}.md").read_text(), name
