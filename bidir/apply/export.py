@@ -19,8 +19,7 @@ def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> 
     """Write ``model.safetensors``, ``config.json`` and a model card to the folder ``out``; returns it.
 
     ``load_network(out)`` loads it back. ``push_to``: a repository of the hub, ``user/name``, to upload it to.
-    The card's results are those of the run that the checkpoint lies in. Errors: ``WeightsError``.
-    """
+    The card's results are those of the run that the checkpoint lies in. Errors: ``WeightsError``."""
     content, out = load_checkpoint(checkpoint), Path(out)
     facts = RunFolder(Path(checkpoint).parent).facts()
     config = {name: value for name, value in json.loads(content["config"]).items() if name not in MACHINE_FIELDS}

@@ -23,8 +23,7 @@ def export_pseudo_masks(
 
     Uses the dataset's image labels and opens no mask; ids are those of the dataset's own masks.
     ``where`` may override configuration fields such as ``data_root``. A call that was stopped goes on; several
-    processes share the images. Returns and writes the table that ``predict`` does.
-    """
+    processes share the images. Returns and writes the table that ``predict`` does."""
     network, config, class_names = open_model(checkpoint, **where)
     split = own_split(config, part, class_names)
     return segment(network, config, split, Path(out_dir), True, map_name, protocol, overlays=False, resume=True)
@@ -34,8 +33,7 @@ def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, prot
     """Branch-S's masks of the images in the list ``names`` (``test``) as the archive that VOC's test server takes.
 
     ``out`` ends in ``.tgz``; the masks are made beside it first, and a call that was stopped goes on. Needs neither
-    labels nor masks. Errors: ``DataError``, ``WeightsError``.
-    """
+    labels nor masks. Errors: ``DataError``, ``WeightsError``."""
     network, config, class_names = open_model(checkpoint, **where)
     out = Path(out)
     if list(class_names) != VOC_CLASSES:

@@ -49,8 +49,7 @@ def predict(
     Args: ``images`` a file, a folder or a list; ``labels`` by file stem, for all images or none;
     ``map_name`` one of ``MAPS``. ``cam``, ``seed`` and ``y_c`` are made for the image labels: those given,
     else those that Branch-C predicts; the other maps see the image alone. Returns one row per image
-    that says which, also written to ``predictions.csv``. Errors: ``DataError``, ``WeightsError``, ``ConfigError``.
-    """
+    that says which, also written to ``predictions.csv``. Errors: ``DataError``, ``WeightsError``, ``ConfigError``."""
     network, config, class_names = open_model(checkpoint)
     paths = image_paths(images)
     if labels is not None and map_name not in LABELLED_MAPS:
@@ -67,8 +66,7 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     """Scores of a checkpoint's maps on ``part`` of its dataset, by any number of processes the same.
 
     ``where`` may override configuration fields such as ``data_root``, ``val_list`` or ``eval_scales``.
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``.
-    """
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
     if unknown:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")

@@ -29,8 +29,7 @@ def run_batch(
     Finished runs are not repeated, interrupted ones go on, failed ones stay so unless ``retry_failed``. A run that
     fails leaves its reason and ends no other. Ctrl-C stops after the current checkpoints; run again to go on.
     Args: ``slots`` runs at a time here (0: one per GPU, else per core); ``cluster`` a file that names a Dask
-    cluster instead, see ``dask_cluster``. Errors: as ``check``, before the first run.
-    """
+    cluster instead, see ``dask_cluster``. Errors: as ``check``, before the first run."""
     by_seed = sorted(jobs, key=lambda job: job.config.seed)  # a batch cut short then holds whole comparisons
     left = {job.folder.run_id: job for job in by_seed if _to_run(job.folder, retry_failed)}
     check(list(left.values()), here=not cluster)
@@ -81,8 +80,7 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
 
     Runs that ``out`` already holds as finished stay, though their folders be gone or on another machine: a run's id
     names its configuration and its data. Errors: ``ConfigError`` if ``out`` holds finished runs that are none of the
-    jobs': a registry loses none.
-    """
+    jobs': a registry loses none."""
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
     tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
     if (resolve(out) / "runs.parquet").is_file():
@@ -146,8 +144,7 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
 def run_study(folder: Path) -> Path:
     """The grid ``first_look``, its registry, figures and report, all in ``folder``; what is finished is not repeated.
 
-    Returns the report. Errors: ``ChildProcessError`` naming a run that failed.
-    """
+    Returns the report. Errors: ``ChildProcessError`` naming a run that failed."""
     runs, report = folder / "runs", folder / "report.html"
     jobs = read_grid(notebooks_folder() / "grids/first_look.yaml", runs_dir=str(runs))
     lacking = run_batch(jobs, retry_failed=True).query("state != 'done'")

@@ -45,8 +45,7 @@ def plot_seeds(
     """In percent: every seed as a dot, beside it the mean as a dash with its 95 % t-interval, in ``order`` of x.
 
     ``table``: a row per run; ``hue``: a column whose values get a colour and a marker each. Thin lines join the runs
-    of a seed along ``paired``, the column that is compared: ``x`` (default) or ``hue``.
-    """
+    of a seed along ``paired``, the column that is compared: ``x`` (default) or ``hue``."""
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
     apart = 0.8 / len(hues)
     number = table[hue].map(hues.index) if hue else 0

@@ -45,8 +45,7 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
 
     The file names ``grids``, each with ``axes`` (parameter: list of values; all combinations) and/or
     ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
-    grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``.
-    """
+    grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``."""
     path, jobs, manifests = resolve(path), [], {}
     content = read_yaml(path, FILE_KEYS)
     if not isinstance(content.get("grids"), dict) or not content["grids"]:
@@ -140,8 +139,7 @@ def check(jobs: list[Job], here: bool = True) -> None:
     """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights,
     and, if the runs take place ``here``, lacking hardware and packages.
 
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``.
-    """
+    Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     data, models = {}, {}
     for config in (job.config for job in jobs):
         key = (*(getattr(config, f) for f in DATA_FIELDS), config.crop_size, config.scale_max)

@@ -69,8 +69,7 @@ def run_notebook(
     """Execute ``notebooks/<name>.ipynb`` with ``parameters``; its progress bars go to ``log`` (standard error).
 
     Errors: ``NotebookError`` if a cell fails, the kernel dies or ``ended`` ends it; the notebook up to there is kept
-    beside ``output`` under the name ``*.failed.ipynb``.
-    """
+    beside ``output`` under the name ``*.failed.ipynb``."""
     output.parent.mkdir(parents=True, exist_ok=True)
     draft, source = output.with_suffix(".failed.ipynb"), notebooks_folder() / f"{name}.ipynb"
     kernel = type("Kernel", (OwnKernel,), {"ended": staticmethod(ended)})
@@ -96,8 +95,7 @@ def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
     """One run: ``10_train`` executed by papermill, the executed notebook kept in the run's folder.
 
     Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails. A finished
-    run returns at once.
-    """
+    run returns at once."""
     config = RunConfig.from_parameters(parameters, preset)
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
     if not (folder.done.is_file() and folder.notebook.is_file()):
@@ -109,8 +107,7 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
     """Execute the figure notebooks (those whose name starts with ``only``) on a registry; what became of each.
 
     Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run", and what
-    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.
-    """
+    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares."""
     outcomes = {}
     for source in sorted(notebooks_folder().glob(f"{only or '3'}*.ipynb")):
         name, known = source.stem, papermill.inspect_notebook(source)

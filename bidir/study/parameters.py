@@ -42,8 +42,7 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
 
     ``namespace``: the notebook's ``globals()``, with IPython's history ``In``. What other cells define, and what an
     earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name that is none of ``known``,
-    and for one that a later cell sets to None again.
-    """
+    and for one that a later cell sets to None again."""
     cells = {source.lstrip().partition("\n")[0]: source for source in namespace["In"]}  # the last of each first line
     given = [pair for first, cell in cells.items() if first.startswith(MARK) for pair in _assigned(cell).items()]
     for name, value in given:
@@ -57,8 +56,7 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
 def config_of(namespace: dict[str, Any]) -> RunConfig:
     """The configuration that ``10_train``'s parameters cells have set; None is what the preset says.
 
-    Errors: ``ConfigError`` for a misspelt name, a wrong type or a wrong value.
-    """
+    Errors: ``ConfigError`` for a misspelt name, a wrong type or a wrong value."""
     given = given_parameters(namespace, ["preset", *FIELDS])
     preset = given.pop("preset", "study")
     return RunConfig.from_parameters({name: value for name, value in given.items() if value is not None}, preset)

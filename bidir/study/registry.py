@@ -53,8 +53,7 @@ SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
 def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
     """The tables ``runs``, ``per_class``, ``per_step`` and ``per_image`` of run folders, as ``SCHEMA`` says.
 
-    Folders of runs that have not started are left out; the last three tables hold finished runs.
-    """
+    Folders of runs that have not started are left out; the last three tables hold finished runs."""
     parts: dict[str, list] = {name: [] for name in ("per_class", "per_step", "per_image")}
     runs = []
     for folder in map(RunFolder, paths):
@@ -106,8 +105,7 @@ def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
 def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class") -> pd.DataFrame:
     """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``.
 
-    Errors: ``LookupError`` if no run of the grid is finished.
-    """
+    Errors: ``LookupError`` if no run of the grid is finished."""
     cells = tables["grids"].query("grid == @grid")[["run_id", "case"]]
     rows = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")
     if rows.empty:

@@ -119,8 +119,7 @@ def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.D
     """Grid ``sensitivity`` beside grid ``base``, at the seeds of the first; mIoU of all maps.
 
     The first table: each of ``settings`` that was moved, in turn, with the full method; columns setting and at, its
-    value. The second: every run once, its case what was moved, or ``both`` and ``c2s`` of ``base``.
-    """
+    value. The second: every run once, its case what was moved, or ``both`` and ``c2s`` of ``base``."""
     moved = mean_scores(tables, "sensitivity")
     base = mean_scores(tables, "base").query("seed in @moved.seed")
     cells = pd.concat([moved, *(base.query("supervision == @name").assign(case=name) for name in ("both", "c2s"))])
@@ -135,8 +134,7 @@ def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.D
 def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
     """Grid ``directions`` over its iterations: supervision, seed, run_id, kind, name (those of ``names``), step, value.
 
-    kind val: protocol/map is mIoU on some validation images; final: on all; train: of a batch. Values 0..1.
-    """
+    kind val: protocol/map is mIoU on some validation images; final: on all; train: of a batch. Values 0..1."""
     steps, last = grid_scores(tables, "directions", "per_step"), mean_scores(tables, "directions")
     last = last.assign(name=last["protocol"] + "/" + last["map"], value=last["iou"], step=last["iterations"])
     rows = pd.concat([steps[steps["kind"] == "val"], last.assign(kind="final"), steps[steps["kind"] == "train"]])
@@ -146,8 +144,7 @@ def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
 def teacher_weights(tables: Tables, names: list[str]) -> pd.DataFrame:
     """What each teacher says, by quarters of training: weighted loss over L_cls, share of the pixels that it labels.
 
-    Columns supervision, until (last iteration of the quarter), name (of ``names``), mean, half_width (0..1), seeds.
-    """
+    Columns supervision, until (last iteration of the quarter), name (of ``names``), mean, half_width (0..1), seeds."""
     steps = grid_scores(tables, "directions", "per_step").query("supervision in ['c2s', 's2c', 'both']")
     keys = ["supervision", "seed", "iterations", "step", "lambda_c2s", "lambda_s2c"]
     wide = steps[steps["kind"] == "train"].pivot_table("value", keys, "name")
@@ -165,8 +162,7 @@ def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """IoU over all objects of a size, and how many of them there are. An object: a class in an image; its size, one of
     ``SIZES``: its share of it. ``pixels``: rows of ``per_image`` of one map.
 
-    Columns supervision, seed, run_id, size, hit, true, predicted, iou.
-    """
+    Columns supervision, seed, run_id, size, hit, true, predicted, iou."""
     whole = pixels.groupby(["run_id", "image"])["true"].transform("sum")
     sizes = pd.cut(pixels["true"] / whole, [0, *SIZES.values()], labels=[*SIZES]).astype(object)
     objects = pixels.assign(size=sizes)[(pixels["class"] != "background") & (pixels["true"] > 0)]
@@ -180,8 +176,7 @@ def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 def by_difficulty(tables: Tables, knobs: dict[str, str]) -> pd.DataFrame:
     """mIoU in the finished grids of ``knobs`` (grid -> the setting that it varies) and in ``base``, at shared seeds.
 
-    Columns knob, the setting, and at, its value; empty if no such grid is finished, or not ``base``.
-    """
+    Columns knob, the setting, and at, its value; empty if no such grid is finished, or not ``base``."""
     done, parts = set(tables["grids"].query("state == 'done'")["grid"]), []
     for grid, knob in knobs.items():
         if {grid, "base"} <= done:
@@ -195,8 +190,7 @@ def by_difficulty(tables: Tables, knobs: dict[str, str]) -> pd.DataFrame:
 def findings(folders: dict[str, Path], questions: dict[str, dict[tuple[str, str], str]]) -> pd.DataFrame:
     """Differences that were drawn in registries (by title), each the answer to a question about its pair of cells.
 
-    ``questions``: by name of the table. Columns data, what is added, seeds, map, difference (points), reading.
-    """
+    ``questions``: by name of the table. Columns data, what is added, seeds, map, difference (points), reading."""
     rows = []
     for title, folder in folders.items():
         for name, asked in questions.items():

@@ -27,8 +27,7 @@ def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> s
 
     ``values``: all parameters of ``10_train``; ``path``: the run's folder. The run ends when the file ``stop`` appears
     or the process that this one was started by is gone; it resumes from its checkpoint. A finished run without its
-    notebook gets that drawn anew.
-    """
+    notebook gets that drawn anew."""
     if threads:
         _use_threads(threads)
     folder, parent = RunFolder(Path(path)), os.getppid()
@@ -121,8 +120,7 @@ def dask_cluster(path: str | Path) -> Iterator[tuple[Executor, list[Any]]]:
     """The same on a Dask cluster, from a YAML file; workers need this project and the same file system.
 
     Either ``address`` of a scheduler, or ``cluster: slurm | pbs`` with ``jobs`` and the ``options`` of dask-jobqueue's
-    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use.
-    """
+    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use."""
     if not find_spec("distributed"):
         raise ConfigError("a cluster needs Dask, which is not installed: pip install 'bidir[cluster]'")
     from distributed import Client

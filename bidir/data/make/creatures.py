@@ -61,8 +61,7 @@ def draw_creature(
     """A creature on a transparent canvas (size, size, 4) float in 0..255.
 
     ``centre`` and body ``length`` in pixels; ``part_size`` scales the part only this class has;
-    ``similarity`` 1 draws the coat from colours all classes share, 0 from the class's own.
-    """
+    ``similarity`` 1 draws the coat from colours all classes share, 0 from the class's own."""
     own, coat = np.array(CREATURES[name][0]), np.array(COATS[random.integers(len(COATS))])
     tint = own + similarity * (coat - own) + random.normal(0, 12) + random.normal(0, 3, 3)
     colour = tuple(np.clip(tint, 20, 250).astype(int).tolist())

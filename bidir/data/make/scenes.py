@@ -1,8 +1,7 @@
 """``scenes``: a generated multi-label dataset in VOC layout that holds the field's real difficulties.
 
 The part that tells a creature's class is small and sits on a body that all classes share, so class
-activation maps under-segment; habitats go with classes, so activations leak; creatures overlap.
-"""
+activation maps under-segment; habitats go with classes, so activations leak; creatures overlap."""
 
 import hashlib
 import json
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.utils import calculate_md5
 
 from bidir.config import DataError, Scenes
 from bidir.data.make.creatures import CREATURES, HABITATS, draw_creature, draw_habitat
@@ -62,8 +60,7 @@ def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
 def prepare_scenes(config: Scenes, data_root: Path) -> Path:
     """The folder of the generated dataset below ``data_root``, written once per setting of its knobs.
 
-    Errors: ``DataError`` if the folder is there but was not finished.
-    """
+    Errors: ``DataError`` if the folder is there but was not finished."""
     knobs = {field.name: getattr(config, field.name) for field in fields(Scenes)}
     key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]
     root = data_root / f"scenes-{key}"
@@ -95,7 +92,7 @@ def _write(root: Path, config: Scenes, knobs: dict) -> None:
     for name, content in lines.items():
         (root / name).write_text("\n".join(content) + "\n")
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    sums = [f"{calculate_md5(path)}  {path.relative_to(root)}\n" for path in files]
+    sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.relative_to(root)}\n" for path in files]
     (root / "checksums.md5").write_text("".join(sums))
     (root / "DONE").touch()
 

@@ -1,8 +1,7 @@
 """VOC 2012 with SBD as they are published, to the one layout that training reads; what COCO shares with it.
 
 The prepared folder links to the published images and holds lists, masks, image labels and a manifest, which
-is written last. A call that was stopped goes on; masks that are there are not made again.
-"""
+is written last. A call that was stopped goes on; masks that are there are not made again."""
 
 import hashlib
 import json
@@ -39,8 +38,7 @@ def prepare_voc(
 
     Args: ``source`` holds ``VOCdevkit/VOC2012`` or is that folder; ``sbd`` holds ``cls/``, ``train.txt`` and
     ``val.txt``; ``download`` fetches what is lacking of both (torchvision); ``any_count`` accepts lists of other
-    lengths than the published. Image labels come from the XML files. Errors: ``DataError``.
-    """
+    lengths than the published. Image labels come from the XML files. Errors: ``DataError``."""
     out, archive = resolve(out), DATASET_YEAR_DICT["2012"]
     published = (archive["url"], archive["filename"], archive["md5"])
     voc = _place("JPEGImages", resolve(source), "VOCdevkit/VOC2012", download, *published)
@@ -83,8 +81,7 @@ def _place(name: str, source: Path, inside: str, download: bool, url: str, archi
     """The folder that holds the folder ``name``: ``source``, or ``inside`` it, where the ``archive`` unpacks to.
 
     ``download`` fetches and unpacks that unless it was done, or one's own copy is there without the archive; goes on
-    after a stop. Errors: ``DataError``.
-    """
+    after a stop. Errors: ``DataError``."""
     places, unpacked = (source, source / inside), source / f"{archive}.unpacked"
     own = any((place / name).is_dir() for place in places) and not (source / archive).is_file()
     if download and not own and not unpacked.is_file():
