@@ -66,10 +66,9 @@ def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float]
 
 
 def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
-    """One range input per name, and the frame that ``draw(name=value, ...)`` returned for each value (several names:
-    each combination), drawn now: they move without a kernel and without a request. A frame is a figure or a picture
-    (H, W, 3) uint8. Without script the first frame is shown.
-    """
+    """One range input per name, and a frame, ``draw(name=value, ...)``, for each value or combination, drawn now: they
+    move without a kernel and without a request; without script the first is shown. A frame is a figure or a picture
+    (H, W, 3) uint8, which is shown twice as large."""
     options = {name: list(choices) for name, choices in values.items()}
     frames = [_png(draw(**dict(zip(options, one, strict=True)))) for one in itertools.product(*options.values())]
     words = {name: [f"{v:.4g}" if isinstance(v, float) else str(v) for v in chosen] for name, chosen in options.items()}
