@@ -12,7 +12,8 @@ from bidir.study.notebooks import OwnKernel
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("9[0-9]_*.ipynb"))
-SOLUTIONS = yaml.safe_load((Path(__file__).parent / "solutions.yaml").read_text())
+FILES = sorted(Path(__file__).parent.glob("solutions*.yaml"))
+SOLUTIONS = {name: given for file in FILES for name, given in yaml.safe_load(file.read_text()).items()}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the kernel
 
 
