@@ -13,7 +13,7 @@ from bidir.study.notebooks import OwnKernel
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("9[0-9]_*.ipynb"))
 FILES = sorted(Path(__file__).parent.glob("solutions*.yaml"))
-SOLUTIONS = {name: given for file in FILES for name, given in yaml.safe_load(file.read_text()).items()}
+SOLUTIONS = {name: asked for file in FILES for name, asked in yaml.safe_load(file.read_text()).items()}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the kernel
 
 
@@ -28,7 +28,8 @@ def places(workspace):
     folders = {"data_root": str(workspace / "lessons" / "data"), "runs_dir": str(workspace / "lessons" / "runs")}
 
     def assigned(source):
-        return "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in folders.items() if name in source)
+        lines = [f"{name} = {value!r}" for name, value in folders.items() if name in source]
+        return "\n".join([source, *lines])
 
     return assigned
 
