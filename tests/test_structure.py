@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FILES = sorted((ROOT / "bidir").rglob("*.py"))
 # imports go to the left
-ROOMS = "config/checked/presets/atomic/progress -> method -> data -> run -> study, apply -> cli"
+ROOMS = "config/checked/presets/atomic/progress -> method -> data -> run -> study, apply, teach -> cli"
 # most lines, of what trains and evaluates a run (without data/make), and of the whole package; above the 3,000 and
 # 5,900 aimed at, by the training pass as teacher, the benchmark, the checks of settings
 CORE, ALL = 3000, 5970
@@ -136,6 +136,23 @@ def test_notebooks_are_clean(path):
         if cell.cell_type == "code":
             assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
             assert "parameters" in cell.metadata.get("tags", []) or cell.source.count("\n") < 15, cell.source
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem[0] == "9"], ids=lambda p: p.stem)
+def test_walkthroughs_are_read_cell_by_cell(path):
+    cells = nbformat.read(path, 4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for cell in code:
+        assert cell.source.count("\n") < 12 or cell.metadata.get("jupyter", {}).get("source_hidden"), cell.source
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if tag.startswith("exercise-")]
+    assert tags == [f"exercise-{k}" for k in range(1, len(tags) + 1)]
+    assert len(tags) >= 3
+    assert sum("check(" in cell.source for cell in code) >= len(tags)
+    assert any("slider(" in cell.source for cell in code)
+    assert "Read next in the code" in cells[-1].source
+    named = [word.strip("`,.;:") for word in cells[-1].source.split() if "bidir/" in word]
+    assert named
+    assert all((ROOT / name).is_file() for name in named), named
 
 
 @pytest.mark.parametrize(
