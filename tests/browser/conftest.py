@@ -179,11 +179,12 @@ def open_page(chromium, lab):
 
 
 @pytest.fixture
-def open_notebook(open_page):
-    """Opens a notebook by its name; its kernel ends with the test."""
+def open_notebook(open_page, project):
+    """Opens a notebook as it comes, whatever an earlier test left in it; its kernel ends with the test."""
     books = []
 
     def opened(name: str) -> Notebook:
+        shutil.copyfile(ROOT / "notebooks" / f"{name}.ipynb", project / "notebooks" / f"{name}.ipynb")
         books.append(Notebook(open_page(f"/lab/tree/notebooks/{name}.ipynb?reset")))
         return books[-1]
 
