@@ -5,11 +5,10 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "study": {},
     "quick": {  # seconds on a CPU: for tests and for trying things out
-        "scenes_train": 48, "scenes_val": 16, "scenes_size": 96, "scenes_similarity": 0.8,
-        "scenes_context": 0.7, "crop_size": 96, "scale_min": 0.75, "scale_max": 1.5, "eval_size": 0,
-        "iterations": 40, "batch_size": 4, "warmup_iterations": 5, "c2s_start": 10,
-        "s2c_start": 20, "propagation_start": 20, "eval_every": 20, "eval_images": 8,
-        "log_every": 1, "checkpoint_every": 10,
+        "scenes_train": 48, "scenes_val": 16, "scenes_size": 96, "scenes_similarity": 0.8, "scenes_context": 0.7,
+        "crop_size": 96, "scale_min": 0.75, "scale_max": 1.5, "eval_size": 0, "iterations": 40, "batch_size": 4,
+        "warmup_iterations": 5, "c2s_start": 10, "s2c_start": 20, "propagation_start": 20, "eval_every": 20,
+        "eval_images": 8, "log_every": 1, "checkpoint_every": 10,
     },
     "photos": {  # a thousand photographs in VOC layout on a CPU; tuned on a tenth held out of training
         "dataset": "voc", "data_root": "data/photos", "crop_size": 192, "scale_min": 0.4,

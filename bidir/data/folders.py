@@ -77,16 +77,14 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DataError(f"{path}: not there; lists in that folder: {', '.join(there) or 'none'}")
-    names = path.read_text().split()
-    if not names:
-        raise DataError(f"{path}: names no image")
-    return names
+    if names := path.read_text().split():
+        return names
+    raise DataError(f"{path}: names no image")
 
 
 def require(paths: list[Path] | tuple[Path, ...], why: str) -> None:
     """``DataError`` that names the files that are not there, and ``why`` they should be."""
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
+    if missing := [str(path) for path in paths if not path.is_file()]:
         listed = "\n".join(missing[:20]) + ("\n..." if len(missing) > 20 else "")
         count = f" ({len(missing)} in all)" if len(missing) > 1 else ""
         raise DataError(f"{listed}: missing{count}, {why}; add the files or take them off the list")

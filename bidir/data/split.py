@@ -74,8 +74,7 @@ class Split:
         lookup = np.full(256, -1)
         lookup[list(self.mask_ids)] = range(len(self.mask_ids))
         lookup[[IGNORE, *self.other_ids]] = IGNORE
-        unknown = [int(v) for v in np.unique(mask) if lookup[v] < 0]
-        if unknown:
+        if unknown := [int(v) for v in np.unique(mask) if lookup[v] < 0]:
             known = sorted([*self.mask_ids, *self.other_ids])
             raise DataError(f"{path}: unknown ids {unknown}; known: {known} and 255")
         return lookup[mask].astype(np.uint8)
@@ -95,8 +94,7 @@ class Split:
 
         with ThreadPoolExecutor(4) as pool:
             looks = list(bar(pool.map(look, range(len(self))), "check images", len(self), not progress))
-        problems = [item for item in looks if isinstance(item, str)]
-        if problems:
+        if problems := [item for item in looks if isinstance(item, str)]:
             raise DataError("\n".join(problems))
         return np.array(looks)
 

@@ -31,8 +31,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such checkpoint")
     content = read_plain(Path(path))
-    missing = {"config", "classes", "model", "step"} - set(content if isinstance(content, dict) else ())
-    if missing:
+    if missing := {"config", "classes", "model", "step"} - set(content if isinstance(content, dict) else ()):
         raise WeightsError(f"{path}: not a checkpoint of this project (lacks {', '.join(sorted(missing))})")
     return content
 

@@ -35,11 +35,6 @@ class Scores(NamedTuple):
         for name, table in self._asdict().items():
             write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6f"))
 
-    @classmethod
-    def read(cls, folder: Path) -> "Scores":
-        """What ``write`` wrote."""
-        return cls(*(pd.read_csv(folder / f"{name}.csv") for name in cls._fields))
-
 
 class RunFolder:
     """``<runs_dir>/<run_id>``. A run is finished when DONE is there: its numbers are whole. The executed notebook is a
@@ -135,7 +130,7 @@ class RunFolder:
 
     def scores(self) -> Scores:
         """The final scores of a finished run; without rows where its dataset has no masks."""
-        return Scores.read(self.path)
+        return Scores(*(pd.read_csv(self.path / f"{name}.csv") for name in Scores._fields))
 
     def finish(self, scores: Scores, facts: dict[str, Any]) -> None:
         """Write the final scores, then DONE."""
@@ -150,8 +145,8 @@ def code_provenance() -> dict[str, Any]:
     changes = _git("status", "--porcelain", "--", "bidir")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     dirty = None if changes is None else bool(changes)
-    commit = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": dirty}
-    return {**commit, "python": platform.python_version(), "versions": versions}
+    code = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": dirty, "python": platform.python_version()}
+    return {**code, "versions": versions}
 
 
 def _git(*arguments: str) -> str | None:

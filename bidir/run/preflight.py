@@ -30,8 +30,7 @@ def check_machine(config: RunConfig) -> None:
     """``ConfigError`` if the configuration asks for a GPU or a package that is not here."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda', but no GPU is to be seen; set device = 'auto' or 'cpu'")
-    lacking = {*config.trackers} - {str(tracker) for tracker in get_available_trackers()}
-    if lacking:
+    if lacking := {*config.trackers} - {str(tracker) for tracker in get_available_trackers()}:
         raise ConfigError(f"trackers: {sorted(lacking)[0]!r} is none of accelerate's, or its package is not installed")
 
 
@@ -60,8 +59,7 @@ def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> 
     Errors: ``DataError``, also if every crop would be larger than the image it is cut from."""
     if train.class_names != val.class_names:
         raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
-    shared = sorted({*train.images} & {*val.images})
-    if shared:
+    if shared := sorted({*train.images} & {*val.images}):
         raise DataError(f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; mixed-up lists?")
     longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
     if config.crop_size > longest:

@@ -93,9 +93,8 @@ class Health:
     def check(self) -> None:
         """``FloatingPointError`` that names what was not finite, on any process."""
         names, flags = list(self.broken), torch.stack([*self.broken.values()]).float()
-        bad = [name for name, count in zip(names, distributed.total(flags).tolist(), strict=True) if count]
         self.broken = {}
-        if bad:
+        if bad := [name for name, count in zip(names, distributed.total(flags).tolist(), strict=True) if count]:
             raise FloatingPointError(f"{', '.join(bad)}: not finite; lower learning_rate or set grad_clip")
 
 

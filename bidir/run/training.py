@@ -139,9 +139,8 @@ def finish(
 ) -> None:
     """The final scores, on all validation images by all protocols, and DONE."""
     (train, val, sizes), scored = data, data.val.masks is not None
-    scores = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
-    if scored:
-        scores = evaluate(network, val, sizes, config, progress=progress)
+    nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
+    scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
     if accelerator.is_main_process:
         part = "holdout of train" if config.holdout else config.val_list
         folder.finish(scores, {
