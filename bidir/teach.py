@@ -43,19 +43,23 @@ def heat(axis: Axes, image: Any, map: Any, limits: tuple[float, float] = (0, 1))
 
 def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float] = (0, 1), rows: int = 1) -> Figure:
     """A figure with one panel per title, in ``rows``: a picture (H, W, 3) or (3, H, W) as it is; a map (h, w) of
-    fractions as ``heat`` over ``image``; a mask (H, W) of whole numbers as overlay (255, ignored: hatched)."""
+    fractions as ``heat`` over ``image``; a mask (H, W) of whole numbers as overlay (255, ignored: hatched); a function
+    of an axis draws there itself."""
     columns = -(-len(shown) // rows)
     figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.1 * rows), squeeze=False, layout="constrained")
     scale = None
     for axis, (title, value) in itertools.zip_longest(axes.flat, shown.items(), fillvalue=("", None)):
-        axis.axis("off")
         axis.set_title(title, fontsize=8, loc="center")
+        if callable(value):
+            value(axis)
+            continue
+        axis.axis("off")
         values = None if value is None else _array(value)
-        if values is None or values.ndim == 3:
-            axis.imshow(np.full((1, 1, 3), 255) if values is None else picture(values))
-        elif values.dtype.kind == "f":
+        if values is not None and values.ndim == 3:
+            axis.imshow(picture(values))
+        elif values is not None and values.dtype.kind == "f":
             scale = heat(axis, image, values, limits)
-        else:
+        elif values is not None:
             axis.imshow(draw_overlay(picture(image), values.astype(np.uint8), names=()))
     if scale is not None:
         figure.colorbar(scale, ax=axes, shrink=0.8, aspect=12)
