@@ -129,7 +129,8 @@ def _array(values: Any) -> np.ndarray:
 def _png(frame: Figure | np.ndarray) -> str:
     buffer = io.BytesIO()
     if isinstance(frame, Figure):
-        frame.savefig(buffer, format="png", dpi=100, bbox_inches="standard")  # frames of one size
+        with plt.rc_context({"savefig.bbox": None}):  # frames of one size
+            frame.savefig(buffer, format="png", dpi=100)
         plt.close(frame)
     else:
         plt.imsave(buffer, np.repeat(np.repeat(picture(frame), 2, 0), 2, 1), format="png")
