@@ -11,6 +11,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "s2c_start": 20, "propagation_start": 20, "eval_every": 20, "eval_images": 8,
         "log_every": 1, "checkpoint_every": 10,
     },
+    "teach": {  # a minute on two cores: easy scenes, the run that the walkthroughs look into
+        "scenes_train": 200, "scenes_val": 24, "scenes_size": 96, "scenes_similarity": 0.0,
+        "scenes_part_size": 1.6, "scenes_context": 0.3, "crop_size": 96, "scale_min": 1.0,
+        "scale_max": 2.0, "eval_size": 160, "iterations": 150, "c2s_loss": "ce", "warmup_iterations": 10,
+        "c2s_start": 30, "s2c_start": 45, "propagation_start": 45, "eval_every": 75, "eval_images": 24, "log_every": 5,
+    },
     "photos": {  # a thousand photographs in VOC layout on a CPU; tuned on a tenth held out of training
         "dataset": "voc", "data_root": "data/photos", "crop_size": 192, "scale_min": 0.4,
         "scale_max": 1.0, "c2s_loss": "ce", "iterations": 500, "eval_size": 288, "eval_images": 48,

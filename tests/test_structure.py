@@ -138,6 +138,23 @@ def test_notebooks_are_clean(path):
             assert "parameters" in cell.metadata.get("tags", []) or cell.source.count("\n") < 15, cell.source
 
 
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem[0] == "9"], ids=lambda p: p.stem)
+def test_walkthroughs_are_read_cell_by_cell(path):
+    cells = nbformat.read(path, 4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for cell in code:
+        assert cell.source.count("\n") < 12 or cell.metadata.get("jupyter", {}).get("source_hidden"), cell.source
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if tag.startswith("exercise-")]
+    assert tags == [f"exercise-{k}" for k in range(1, len(tags) + 1)]
+    assert len(tags) >= 3
+    assert sum("check(" in cell.source for cell in code) >= len(tags)
+    assert any("slider(" in cell.source for cell in code)
+    assert "Read next in the code" in cells[-1].source
+    named = [word.strip("`,.;:") for word in cells[-1].source.split() if "bidir/" in word]
+    assert named
+    assert all((ROOT / name).is_file() for name in named), named
+
+
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
