@@ -12,7 +12,8 @@ from bidir.study.notebooks import OwnKernel
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("9[0-9]_*.ipynb"))
-SOLUTIONS = yaml.safe_load((Path(__file__).parent / "solutions.yaml").read_text())
+FILES = sorted(Path(__file__).parent.glob("solutions*.yaml"))
+SOLUTIONS = {name: asked for file in FILES for name, asked in yaml.safe_load(file.read_text()).items()}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the kernel
 
 
@@ -27,7 +28,8 @@ def places(workspace):
     folders = {"data_root": str(workspace / "lessons" / "data"), "runs_dir": str(workspace / "lessons" / "runs")}
 
     def assigned(source):
-        return "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in folders.items() if name in source)
+        lines = [f"{name} = {value!r}" for name, value in folders.items() if name in source]
+        return "\n".join(["# Parameters", *lines]) if lines else source
 
     return assigned
 
