@@ -29,7 +29,7 @@ def places(workspace):
 
     def assigned(source):
         lines = [f"{name} = {value!r}" for name, value in folders.items() if name in source]
-        return "\n".join(["# Parameters", *lines]) if lines else source
+        return "\n".join([source, *lines])
 
     return assigned
 
