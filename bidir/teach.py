@@ -18,12 +18,10 @@ from matplotlib.image import AxesImage
 
 from bidir.data.overlay import draw_overlay
 
-HEAT = "cividis"  # reads the same with and without colour vision
 MOVED = (  # what a slider does when it moves: the frame of all values together, and its own value in words
-    "const box = this.closest('div'), data = JSON.parse(box.querySelector('script').textContent), "
-    "at = [...box.querySelectorAll('input')].reduce((k, one) => k * (+one.max + 1) + +one.value, 0); "
-    "box.querySelector('img').src = 'data:image/png;base64,' + data.frames[at]; "
-    "this.nextElementSibling.textContent = data.values[this.name][this.value]"
+    "let box = this.closest('div'), data = JSON.parse(box.querySelector('script').textContent), at = [...box."
+    "querySelectorAll('input')].reduce((k, i) => k * (+i.max + 1) + +i.value, 0); box.querySelector('img').src = 'data"
+    ":image/png;base64,' + data.frames[at]; this.nextElementSibling.textContent = data.values[this.name][this.value]"
 )
 
 
@@ -33,12 +31,10 @@ def heat(axis: Axes, image: Any, map: Any, limits: tuple[float, float] = (0, 1))
     One scale for every map drawn with the same ``limits``; what lies beyond them is clipped. Returns what a colour bar
     needs.
     """
-    grey, values = picture(image).mean(2), _array(map)
-    height, width = grey.shape
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    below = axis.imshow(picture(image).mean(2), cmap="gray", vmin=0, vmax=255)
     axis.set(xticks=[], yticks=[])
-    place = (-0.5, width - 0.5, height - 0.5, -0.5)
-    return axis.imshow(values, cmap=HEAT, vmin=limits[0], vmax=limits[1], alpha=0.6, extent=place)
+    style = {"cmap": "cividis", "vmin": limits[0], "vmax": limits[1], "alpha": 0.6}  # read the same by the colour-blind
+    return axis.imshow(_array(map), extent=below.get_extent(), **style)
 
 
 def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float] = (0, 1), rows: int = 1) -> Figure:
@@ -48,19 +44,21 @@ def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float]
     columns = -(-len(shown) // rows)
     figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.1 * rows), squeeze=False, layout="constrained")
     scale = None
-    for axis, (title, value) in itertools.zip_longest(axes.flat, shown.items(), fillvalue=("", None)):
+    for axis, (title, value) in zip(axes.flat, shown.items(), strict=False):
         axis.set_title(title, fontsize=8, loc="center")
         if callable(value):
             value(axis)
             continue
         axis.axis("off")
-        values = None if value is None else _array(value)
-        if values is not None and values.ndim == 3:
+        values = _array(value)
+        if values.ndim == 3:
             axis.imshow(picture(values))
-        elif values is not None and values.dtype.kind == "f":
+        elif values.dtype.kind == "f":
             scale = heat(axis, image, values, limits)
-        elif values is not None:
+        else:
             axis.imshow(draw_overlay(picture(image), values.astype(np.uint8), names=()))
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
     if scale is not None:
         figure.colorbar(scale, ax=axes, shrink=0.8, aspect=12)
     plt.close(figure)  # shown once, by who asked for it
@@ -68,10 +66,9 @@ def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float]
 
 
 def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
-    """One range input per name, and the frame that ``draw(name=value, ...)`` returned for each value (several names:
-    each combination), drawn now: they move without a kernel and without a request. A frame is a figure or a picture
-    (H, W, 3) uint8. Without script the first frame is shown.
-    """
+    """One range input per name, and a frame, ``draw(name=value, ...)``, for each value or combination, drawn now: they
+    move without a kernel and without a request; without script the first is shown. A frame is a figure or a picture
+    (H, W, 3) uint8, which is shown twice as large."""
     options = {name: list(choices) for name, choices in values.items()}
     frames = [_png(draw(**dict(zip(options, one, strict=True)))) for one in itertools.product(*options.values())]
     words = {name: [f"{v:.4g}" if isinstance(v, float) else str(v) for v in chosen] for name, chosen in options.items()}
@@ -96,8 +93,7 @@ def check(name: str, answer: Any, expected: Callable[[], Any], hint: Any, tolera
         print(f"{name}: no answer yet." + (f" Hint: {hint}" if isinstance(hint, str) else ""))
         return
     try:
-        right = expected()
-        wrong = _difference(answer, right, tolerance)
+        wrong = _difference(answer, right := expected(), tolerance)
         said = hint if isinstance(hint, str) or not wrong else hint(answer, right)
         print(f"{name}: not yet, {wrong}. Hint: {said}" if wrong else f"{name}: right.")
     except Exception as error:  # a lesson runs on, whatever was answered
@@ -108,7 +104,7 @@ def _difference(answer: Any, right: Any, tolerance: float) -> str:
     """What is wrong with an answer, without giving the right one away; "" if nothing is."""
     if isinstance(right, str):
         return "" if str(answer).strip().casefold() == right.casefold() else f"it is not {answer!r}"
-    given, wanted = _array(answer).astype(float), _array(right).astype(float)
+    given, wanted = (_array(values).astype(float) for values in (answer, right))
     if given.shape != wanted.shape:
         return f"its shape is {given.shape}, not {wanted.shape}"
     if np.allclose(given, wanted, rtol=0, atol=tolerance, equal_nan=True):
