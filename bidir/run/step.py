@@ -2,8 +2,11 @@
 
 from collections import defaultdict
 from contextlib import nullcontext
+from itertools import chain
 
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
@@ -67,6 +70,30 @@ def train_step(
     norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
     optimizer.step()
     return {**row, "grad_norm": norm, "lr": rate}
+
+
+def term_gradients(
+    network: DualBranchNetwork, batch: Batch, config: RunConfig, step: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What each weighted term says at iteration ``step``: one training pass, a gradient of each term on its graph.
+
+    Returns their norms, a row per term, a column per module (0 where a term does not reach), and the terms' cosines on
+    the shared encoder (0 where a gradient is 0). Dropout and norm statistics as in a step; no ``grad`` is written.
+    """
+    on = active(config, step)
+    outputs = forward(network, batch, config, on)
+    terms = loss_terms(outputs, batch, make_targets(network, outputs, batch, config, on), config, on)
+    modules = {name: [p for p in m.parameters() if p.requires_grad] for name, m in network.named_children()}
+    every, sizes = [*chain(*modules.values())], [sum(p.numel() for p in ps) for ps in modules.values()]
+    rows = []
+    for name, term in terms.items():
+        loss = total_loss({name: term}, config)
+        gradients = torch.autograd.grad(loss, every, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = dict(zip(modules, torch.stack(rows).double().split(sizes, dim=1), strict=True))
+    norms = torch.stack([part.norm(dim=1) for part in parts.values()], 1)
+    shared = F.normalize(parts["encoder"])
+    return pd.DataFrame(norms.cpu(), [*terms], [*modules]), pd.DataFrame((shared @ shared.T).cpu(), [*terms], [*terms])
 
 
 def learning_rate(config: Optimiser, step: int) -> float:

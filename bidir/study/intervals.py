@@ -1,8 +1,11 @@
 """Means over seeds and differences on shared seeds, with intervals that hold for few of them."""
 
+from bisect import bisect_left
+
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes long to import
+from numpy.typing import ArrayLike
+from scipy.special import nctdtr, stdtrit  # quantiles of Student's t; scipy.stats takes long to import
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str, level: float = 0.95) -> pd.DataFrame:
@@ -73,3 +76,25 @@ def percent(mean: float, half_width: float = float("nan"), signed: bool = False)
 def interval_text(numbers: pd.DataFrame, signed: bool = False) -> list[str]:
     """``percent`` of the columns mean and half_width, row by row."""
     return [percent(*row, signed=signed) for row in numbers[["mean", "half_width"]].to_numpy()]
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's adjusted p-values, in the order given: where one is at most 0.05, its difference stands in a family whose
+    chance of any false claim is at most 5 %. The smallest times their number, the next times one less, and so on."""
+    values = np.asarray(p_values, float)
+    order = values.argsort()
+    scaled = values[order] * np.arange(len(order), 0, -1)
+    return np.minimum(1, np.maximum.accumulate(scaled))[order.argsort()]
+
+
+def seeds_needed(sd: float, effect: float, power: float = 0.8, level: float = 0.95) -> int:
+    """How many shared seeds a paired t-test needs to resolve a mean difference ``effect`` with chance ``power``, where
+    the seeds' differences scatter by ``sd``; at most a million. Errors: ``ValueError`` if one of both is 0."""
+    if sd <= 0 or effect == 0:
+        raise ValueError(f"sd = {sd}, effect = {effect}: neither may be 0")
+
+    def power_of(seeds: int) -> float:
+        far, limit = abs(effect) / sd * seeds**0.5, stdtrit(seeds - 1, (1 + level) / 2)
+        return 1 - nctdtr(seeds - 1, far, limit) + nctdtr(seeds - 1, far, -limit)
+
+    return 2 + bisect_left(range(2, 1_000_000), power, key=power_of)
