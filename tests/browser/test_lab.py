@@ -79,7 +79,7 @@ def test_a_wrong_parameter_never_runs(training, project):
     assert "lambda_s2c = 0.3: a cell below sets it to None" in error
     training.replace(FIRST, "lambda_s2c = 0.3", "")
     training.replace(REST, "lambda_s2c: float = None", "lambda_s2c: float = 0.3")
-    training.replace("from IPython.display", "use_style()", "use_style()\nx = 3")  # a reader's own name
+    training.replace("import os", "use_style()", "use_style()\nx = 3")  # a reader's own name
     for _ in range(2):
         training.run_all()
         assert training.errors() == []
@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on(training, project):
     training.run_all()
     assert training.errors() == []
     (run,) = [folder for folder in (project / "results" / "runs").glob("*") if _facts(folder)["resumed_at"]]
-    assert _facts(run)["resumed_at"] == stopped
+    assert stopped - 10 < _facts(run)["resumed_at"] <= stopped  # from its last checkpoint, one every 10 iterations
     assert (run / "DONE").is_file()
 
 
