@@ -146,9 +146,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
             if 1.0 not in getattr(self, name):
                 raise ConfigError(f"{name} = {getattr(self, name)}: needs 1.0 among the scales")
         if self.propagation == "afa" and self.lambda_aff == 0:
-            raise ConfigError(
-                "propagation = 'afa' walks over an affinity that lambda_aff = 0 leaves untrained; set 0.1"
-            )
+            raise ConfigError("propagation = 'afa': its affinity is what lambda_aff = 0 leaves untrained; set 0.1")
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any], preset: str = "study") -> "RunConfig":

@@ -1,7 +1,6 @@
 """The loss terms of BMP, each exactly 0 with zero gradient when nothing qualifies.
 
-Where several processes train, means are over the pixels of all: each process divides its sum by the total over
-the number of processes, since gradients are then averaged over them."""
+Where several processes train, means are over the pixels of all: gradients are averaged over processes afterwards."""
 
 import torch
 import torch.nn.functional as F

@@ -9,13 +9,8 @@ Tokens = Float[Tensor, "B N D"]  # N = h * w positions of a level, D channels
 Scores = Float[Tensor, "B heads N M"]  # of each of N tokens to the M that it looks at
 
 WIDTHS = (64, 128, 320, 512)  # of the four stages, but in B0
-DEPTHS = {
-    "mit_b1": (2, 2, 2, 2),
-    "mit_b2": (3, 4, 6, 3),
-    "mit_b3": (3, 4, 18, 3),
-    "mit_b4": (3, 8, 27, 3),
-    "mit_b5": (3, 6, 40, 3),
-}
+DEPTHS = {"mit_b1": (2, 2, 2, 2), "mit_b2": (3, 4, 6, 3), "mit_b3": (3, 4, 18, 3), "mit_b4": (3, 8, 27, 3),
+          "mit_b5": (3, 6, 40, 3)}  # fmt: skip
 VARIANTS = {"mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2)), **{name: (WIDTHS, depths) for name, depths in DEPTHS.items()}}
 HEADS = (1, 2, 5, 8)
 SR_RATIOS = (8, 4, 2, 1)

@@ -86,9 +86,7 @@ class RunFolder:
         """Why the run failed, or ""."""
         return self.failed.read_text().strip() if not self.done.is_file() and self.failed.is_file() else ""
 
-    def start(
-        self, config: RunConfig, manifest: str, classes: tuple[str, ...], machine: dict[str, Any], step: int
-    ) -> None:
+    def start(self, config: RunConfig, manifest: str, classes: tuple[str, ...], machine: dict, step: int) -> None:
         """Make the folder, say where its numbers come from, drop rows logged after iteration ``step``: they will come
         again. ``machine``: what ran it. Errors: ``OSError`` if the folder cannot be written."""
         self.path.mkdir(parents=True, exist_ok=True)

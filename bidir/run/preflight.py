@@ -16,10 +16,10 @@ def check_config(config: RunConfig) -> None:
     encoder = entry(config.encoder)
     for name, used in (("propagation", config.propagation == "afa"), ("lambda_aff", config.lambda_aff > 0)):
         if used and not encoder.attention:
-            lacks = (
-                f"{name} = {getattr(config, name)!r} needs attention, which encoder = {config.encoder!r} does not have"
+            lacks = f"needs attention, which encoder = {config.encoder!r} does not have"
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r} {lacks}; use a mit_* encoder, or propagation par | bsp with lambda_aff 0"
             )
-            raise ConfigError(f"{lacks}; use a mit_* encoder, or propagation par | bsp with lambda_aff 0")
     side = config.crop_size * min(config.teacher_scales)
     if side < encoder.smallest:
         small = f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of teacher_scales"
@@ -40,17 +40,13 @@ def check_processes(config: RunConfig, count: int) -> None:
         raise ConfigError(f"processes = {config.processes}, but torchrun has started its own; leave it at 1 there")
     if config.batch_size % count:
         fits, share = config.batch_size + -config.batch_size % count, f"{count} processes, which share it"
-        raise ConfigError(
-            f"batch_size = {config.batch_size} is not divisible by {share}; set a multiple such as {fits}"
-        )
+        raise ConfigError(f"batch_size = {config.batch_size} is not divisible by {share}; set {fits}")
     gpus = torch.cuda.device_count()
     if config.device != "cpu" and 0 < gpus < config.processes:
         raise ConfigError(f"processes = {config.processes}, but there are {gpus} GPUs; set that, or device = 'cpu'")
     if count > 1 and config.encoder_norm == "trained" and not entry(config.encoder).attention:
-        alone = (
-            f"encoder_norm = 'trained' with encoder = {config.encoder!r}: its batch norm knows its own process alone"
-        )
-        raise ConfigError(f"{alone}; set frozen, use a mit_* encoder, or one process")
+        alone = f"encoder = {config.encoder!r}, whose batch norm knows its own process alone"
+        raise ConfigError(f"encoder_norm = 'trained' with {alone}; set frozen, take a mit_* encoder, or one process")
 
 
 def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
@@ -64,7 +60,5 @@ def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> 
     longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
     if config.crop_size > longest:
         most = f"every image, even at scale_max ({longest:.0f} px)"
-        raise DataError(
-            f"crop_size = {config.crop_size} is larger than {most}; set crop_size to at most {int(longest)}"
-        )
+        raise DataError(f"crop_size = {config.crop_size} is larger than {most}; set at most {int(longest)}")
     return val.check(masks=val.masks is not None, progress=progress)

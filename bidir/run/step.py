@@ -72,9 +72,7 @@ def train_step(
     return {**row, "grad_norm": norm, "lr": rate}
 
 
-def term_gradients(
-    network: DualBranchNetwork, batch: Batch, config: RunConfig, step: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def term_gradients(network: DualBranchNetwork, batch: Batch, config: RunConfig, step: int) -> tuple[pd.DataFrame, ...]:
     """What each weighted term says at iteration ``step``: one training pass, a gradient of each term on its graph.
 
     Returns their norms, a row per term, a column per module (0 where a term does not reach), and the terms' cosines on

@@ -67,7 +67,7 @@ def test_a_tracker_asked_for_but_not_installed(quick, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes, which share it; set a multiple such as 6"),
+        ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes, which share it; set 6"),
         ({"processes": 2, "encoder_norm": "trained"}, "its batch norm knows its own process alone"),
     ],
 )
