@@ -16,10 +16,8 @@ def check_config(config: RunConfig) -> None:
     encoder = entry(config.encoder)
     for name, used in (("propagation", config.propagation == "afa"), ("lambda_aff", config.lambda_aff > 0)):
         if used and not encoder.attention:
-            lacks = f"needs attention, which encoder = {config.encoder!r} does not have"
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r} {lacks}; use a mit_* encoder, or propagation par | bsp with lambda_aff 0"
-            )
+            lacks = f"needs attention, which encoder = {config.encoder!r} does not have; use a mit_* encoder"
+            raise ConfigError(f"{name} = {getattr(config, name)!r} {lacks}, or par | bsp with lambda_aff 0")
     side = config.crop_size * min(config.teacher_scales)
     if side < encoder.smallest:
         small = f"crop_size = {config.crop_size} is {side:.0f} px at the smallest of teacher_scales"

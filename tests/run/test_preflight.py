@@ -68,7 +68,7 @@ def test_a_tracker_asked_for_but_not_installed(quick, tmp_path):
     ("changes", "message"),
     [
         ({"processes": 3}, "batch_size = 4 is not divisible by 3 processes, which share it; set 6"),
-        ({"processes": 2, "encoder_norm": "trained"}, "its batch norm knows its own process alone"),
+        ({"processes": 2, "encoder_norm": "trained"}, "batch norm knows its own process alone"),
     ],
 )
 def test_processes_that_cannot_share_are_refused_before_they_start(quick, tmp_path, changes, message):
