@@ -12,8 +12,7 @@ from bidir.study.notebooks import OwnKernel
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("9[0-9]_*.ipynb"))
-FILES = sorted(Path(__file__).parent.glob("solutions*.yaml"))
-SOLUTIONS = {name: asked for file in FILES for name, asked in yaml.safe_load(file.read_text()).items()}
+SOLUTIONS = yaml.safe_load(Path(__file__).with_name("solutions.yaml").read_text())
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the kernel
 
 
