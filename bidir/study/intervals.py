@@ -6,8 +6,8 @@ from scipy.special import stdtrit  # quantiles of Student's t; scipy.stats takes
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Mean of ``value`` per group with its 95 % t-interval: columns mean, half_width (NaN for one seed), seeds. At three
-    seeds it covers 95 %; a bootstrap would cover far less."""
+    """Mean of ``value`` per group with its 95 % t-interval: columns mean, half_width (NaN for one seed), seeds. At
+    three seeds it covers 95 %; a bootstrap would cover far less."""
     _require_single(table, by)
     result = table.groupby(by, sort=False)[value].agg(mean="mean", half_width="sem", seeds="count").reset_index()
     result["half_width"] *= stdtrit((result["seeds"] - 1).where(result["seeds"] > 1), 0.975)
