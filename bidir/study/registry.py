@@ -28,23 +28,17 @@ WHOLE = [name for name in SETTINGS if FIELDS[name].annotation is int]
 WHOLE += ["revision", "train_images", "val_images", "peak_memory_mib", "threads"]
 SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
     "runs": {"run_id": "key of all tables", **FACTS, **{name: meaning(name) for name in SETTINGS}},
-    "per_class": {
-        "run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
+    "per_class": {"run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
         "map": "cam, seed, y_c, y_s, branch_c, branch_s, or agreement (Branch-S scored against Branch-C)",
         "class": "background, each class, or mean: unweighted mean over the classes",
         "iou": "0..1 over the whole validation list; of class mean: mIoU", "precision": "0..1", "recall": "0..1",
-        "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count",
-    },
-    "per_step": {
-        "run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
+        "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count"},
+    "per_step": {"run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
         "name": "train: loss terms, grad_norm, lr, c2s_share and s2c_share (pixels that Y_c labels, that Y_s labels as "
         "foreground); val: protocol/map is mIoU, protocol/map/precision, protocol/map/coverage",
-        "value": "0..1, or a loss",
-    },
-    "per_image": {
-        "run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
-        "true": "pixels of the class", "predicted": "pixels predicted as the class",
-    },
+        "value": "0..1, or a loss"},
+    "per_image": {"run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
+        "true": "pixels of the class", "predicted": "pixels predicted as the class"},
     "grids": {"grid": "name in the grid file", "case": "what the cell sets", "seed": "", "run_id": "", "state": "now"},
 }  # fmt: skip
 
@@ -52,8 +46,7 @@ SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
 def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
     """The tables ``runs`` and, of finished runs, ``per_class``, ``per_step`` and ``per_image``, as ``SCHEMA`` says.
     Folders of runs that have not started are left out."""
-    parts: dict[str, list] = {name: [] for name in ("per_class", "per_step", "per_image")}
-    runs = []
+    runs, parts = [], {name: [] for name in ("per_class", "per_step", "per_image")}
     for folder in map(RunFolder, paths):
         facts, reason = folder.facts(), folder.reason()
         state = "done" if folder.done.is_file() else "failed" if reason else "interrupted"

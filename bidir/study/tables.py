@@ -26,6 +26,11 @@ DRAWN = {
     "blue where that leaves out 0; ",
     "none": "",
 }
+ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
+DRAWS = {  # figure -> the grid that it draws
+    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
+    "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses", "fig9": "teacher",
+}  # fmt: skip
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
     "the number of comparisons; not resolved: the interval holds 0."
@@ -70,9 +75,7 @@ def caption_of(scores: pd.DataFrame, by: list[str], drawn: str = "seeds") -> str
     return f"{DRAWN[drawn]}trained for {trained}; {seed_count(scores.groupby(by)['seed'].nunique())}."
 
 
-def wide_text(
-    numbers: pd.DataFrame, by: str | list[str], across: str | list[str], signed: bool = False
-) -> pd.DataFrame:
+def wide_text(numbers: pd.DataFrame, by: list[str], across: str | list[str], signed: bool = False) -> pd.DataFrame:
     """``interval_text`` as a row per group of ``by``, sorted, and a column per value of ``across``."""
     return numbers.assign(text=interval_text(numbers, signed)).pivot(index=by, columns=across, values="text")
 
@@ -102,10 +105,11 @@ def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple]
 
 def in_words(numbers: pd.DataFrame, maps: Maps = (("raw", "branch_s"),)) -> str:
     """What ``compare`` says of ``maps``: ``both against c2s: Branch-S -1.2 ± 5.8 points (not resolved); ...``."""
-    rows = of_maps(numbers, maps)
-    said = rows["map"].map(short_title) + " " + interval_text(rows, signed=True) + " points (" + rows["reading"] + ")"
-    pairs = said.groupby(rows["second"] + " against " + rows["first"], sort=False)
-    return "; ".join(f"{pair}: {', '.join(parts)}" for pair, parts in pairs)
+    rows, said = of_maps(numbers, maps), {}
+    for row, text in zip(rows.itertuples(), interval_text(rows, signed=True), strict=True):
+        part = f"{short_title(row.map)} {text} points ({row.reading})"
+        said.setdefault(f"{row.second} against {row.first}", []).append(part)
+    return "; ".join(f"{pair}: {', '.join(parts)}" for pair, parts in said.items())
 
 
 def iou_of(counts: pd.DataFrame) -> pd.Series:
@@ -193,33 +197,22 @@ def runs_by_grid(tables: Tables) -> pd.DataFrame:
     """Finished runs by grid and scale: how many, with how many seeds, and their median seconds."""
     runs = tables["grids"][["grid", "run_id"]].merge(tables["runs"].query("state == 'done'"), on="run_id")
     groups = runs.groupby(["grid", "iterations", "batch_size", "crop_size", "encoder"], sort=False, as_index=False)
-    return groups.agg(
-        runs=("run_id", "nunique"), seeds=("seed", "nunique"), **{"median seconds": ("seconds", "median")}
-    )
-
-
-ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
+    time = {"median seconds": ("seconds", "median")}
+    return groups.agg(runs=("run_id", "nunique"), seeds=("seed", "nunique"), **time)
 
 
 def first_look(tables: Tables) -> Shown:
-    """Grid ``first_look``, a row per arm (column run); ``attrs["scale"]`` of the text says how it was trained. Errors:
-    ``LookupError``."""
+    """Grid ``first_look``, a row per arm (column run); ``attrs["scale"]`` of the text says how it was trained."""
     runs = tables["runs"][["run_id", "seconds_per_step", "hardware"]]
     scores = mean_scores(tables, "first_look").merge(runs, on="run_id")
     arms = scores[["supervision", "propagation", "object_aware_decoding"]].apply(tuple, axis=1)
     maps = (SHOWN[0], ("ms", "seed"), *SHOWN[1:])
     numbers = of_maps(scores.assign(run=arms.map(ARMS)).dropna(subset="run"), maps)
-    text = wide_text(numbers.assign(mean=numbers["iou"], half_width=float("nan")), "run", "map")
+    text = wide_text(numbers.assign(mean=numbers["iou"], half_width=float("nan")), ["run"], "map")
     text = text.reindex(ARMS.values()).dropna()[[name for _, name in maps]].rename(columns=short_title)
     text["seconds"] = numbers.groupby("run")["seconds_per_step"].first().map("{:.2f}".format)
     text.attrs["scale"] = f"{numbers['hardware'].iloc[0]}; {caption_of(numbers, ['run'], drawn='none')}"
     return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
-
-
-DRAWS = {
-    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
-    "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses", "fig9": "teacher",
-}  # fmt: skip
 
 
 def asked_for(tables: Tables, figure: str) -> bool:
