@@ -17,7 +17,7 @@ from bidir.study.intervals import differences, mean_interval, t_interval
 from bidir.study.tables import MAP_TITLES, SHOWN, Maps, of_maps
 
 PAGE = 7.2  # inches: both columns of a paper
-MARKERS = "osD"
+MARKERS, DASHES = "osD", ("-", "--", ":", "-.")
 UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same figure, the same bytes
 LOSSES = {name: name for name in ("cls", "c2s", "s2c", "aff")}
 CURVES = {"raw/branch_s": "Branch-S", "ms/y_c": "$Y_c$", "ms/cam": "CAM"}
@@ -42,10 +42,9 @@ def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dp
 def plot_seeds(
     axis: Axes, table: pd.DataFrame, x: str, value: str, order: list, hue: str | None = None, paired: str | None = None
 ) -> None:
-    """In percent: every seed as a dot, beside it the mean as a dash with its 95 % t-interval, in ``order`` of x.
-
-    ``table``: a row per run; ``hue``: a column whose values get a colour and a marker each. Thin lines join the runs
-    of a seed along ``paired``, the column that is compared: ``x`` (default) or ``hue``."""
+    """In percent: every row (a run) as a dot, beside it the mean as a dash with its 95 % t-interval, in ``order`` of x.
+    ``hue``: a column whose values get a colour and a marker each. Thin lines join the runs of a seed along ``paired``,
+    the column that is compared: ``x`` (default) or ``hue``."""
     hues = list(dict.fromkeys(table[hue])) if hue else [None]
     apart = 0.8 / len(hues)
     number = table[hue].map(hues.index) if hue else 0
@@ -53,15 +52,14 @@ def plot_seeds(
     dots = table.assign(percent=100 * table[value], dot=place - 0.2 * apart, number=number)
     for _, runs in dots.sort_values("dot").groupby(["seed", x if hue and paired == hue else "number"]):
         axis.plot(runs["dot"], runs["percent"], color="0.6", lw=0.5, alpha=0.6, zorder=1)
-    for i in range(len(hues)):
-        runs, look = dots[dots["number"] == i], {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}"}
+    for i, runs in dots.groupby("number"):
+        look = {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}"}
         axis.plot(runs["dot"], runs["percent"], MARKERS[i % 3], ms=2.8, **look)
-    colours = {"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}
     drawn = len(axis.lines)
     sns.pointplot(
         data=dots, x=x, y="percent", order=order, ax=axis, errorbar=t_interval, capsize=0.1, linestyle="none",
-        marker="_", markersize=8, markeredgewidth=1.6, err_kws={"linewidth": 1.1}, **colours,
-        dodge=apart * (len(hues) - 1) if hue else False,
+        marker="_", markersize=8, markeredgewidth=1.6, err_kws={"linewidth": 1.1}, dodge=apart * (len(hues) - 1),
+        **({"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}),
     )  # fmt: skip
     for line in axis.lines[drawn:]:  # the interval stands to the right of its dots
         line.set_xdata(np.asarray(line.get_xdata(), float) + 0.2 * apart)
@@ -74,8 +72,8 @@ def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None,
     """``mean_scores`` by ``x``, one panel per map, each with those of ``order`` that it has runs of."""
     parts = [of_maps(scores, (key,)) for key in maps]
     orders = [[value for value in order if value in set(part[x])] for part in parts]
-    shared = {"sharey": True, "squeeze": False, "width_ratios": [*map(len, orders)]}
-    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), **shared)
+    widths = [*map(len, orders)]
+    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False, width_ratios=widths)
     for axis, part, values, (_, name) in zip(axes[0], parts, orders, maps, strict=True):
         plot_seeds(axis, part, x, "iou", values, hue)
         axis.set_title(MAP_TITLES[name])
@@ -105,8 +103,8 @@ def plot_differences(
         axis.axvline(0, color="black", lw=0.6)
         axis.grid(axis="x")
         axis.set_title(MAP_TITLES[key[1]])
-    labels = {"yticks": range(len(pairs)), "yticklabels": [names[pair] for pair in pairs]}
-    axes[0, 0].set(**labels, ylim=(len(pairs) - 0.4, -0.6))
+    axes[0, 0].set_yticks(range(len(pairs)), [names[pair] for pair in pairs])
+    axes[0, 0].set_ylim(len(pairs) - 0.4, -0.6)
     figure.supxlabel("difference of mIoU (points)", fontsize=8)
     return figure, drawn
 
@@ -118,15 +116,13 @@ def plot_curves(
     ``losses``: term -> title; ``maps``: protocol/map -> title."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
     for number, (name, path) in enumerate(runs.items()):
-        folder, dash = RunFolder(path), ("-", "--", ":", "-.")[number % 4]
-        rows, facts = pd.DataFrame(folder.rows()), folder.facts()
+        rows, facts, dash = pd.DataFrame(RunFolder(path).rows()), RunFolder(path).facts(), DASHES[number % 4]
         final = facts.get("results", {})  # on all images, the others on some: a point of its own
         for axis, titles, mark in ((left, losses, ""), (right, maps, "o")):
             for colour, (column, title) in enumerate(titles.items(), number if len(titles) == 1 else 0):
                 look = {"color": f"C{colour}", "alpha": 0.35 if name in pale else 1}
                 if column in rows:
-                    weight = facts["config"][f"lambda_{column}"] if column in ("c2s", "s2c", "aff") else 1.0
-                    values = weight * rows.set_index("step")[column].dropna()
+                    values = rows.set_index("step")[column].dropna() * facts["config"].get(f"lambda_{column}", 1.0)
                     values = values.ewm(span=8).mean() if axis is left else 100 * values
                     axis.plot(values, mark + dash, label=None if name in pale else f"{title}, {name}", **look)
                 if column in final:
@@ -142,11 +138,12 @@ def plot_dynamics(curves: pd.DataFrame, titles: dict[str, str], hues: list[str],
     """``over_training``, a panel for each name of ``titles``, in percent: means over the runs of each supervision in
     ``hues`` with their 95 % t-intervals; dotted lines at ``starts``."""
     figure, axes = plt.subplots(2, 4, figsize=(PAGE, 3.6), sharex=True)
+    curves = curves.query("name != 'c2s_share' or supervision != 'full'").dropna(subset="value")  # the mask, all of it
     for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
-        for number, supervision in enumerate(hues):
-            rows = curves[(curves["name"] == name) & (curves["supervision"] == supervision)].dropna(subset="value")
-            if (name, supervision) != ("c2s_share", "full"):  # the mask, all of it
-                _plot_bands(axis, rows, number, supervision)
+        for number, label in enumerate(hues):
+            rows = curves[(curves["name"] == name) & (curves["supervision"] == label)]
+            for kind, part in rows.sort_values("step").groupby("kind"):
+                _plot_band(axis, part, kind, number, label)
         for start in starts:
             axis.axvline(start, color="0.5", lw=0.6, ls=":")
         bottom, top = axis.get_ylim()
@@ -158,23 +155,21 @@ def plot_dynamics(curves: pd.DataFrame, titles: dict[str, str], hues: list[str],
     return figure
 
 
-def _plot_bands(axis: Axes, rows: pd.DataFrame, number: int, label: str) -> None:
+def _plot_band(axis: Axes, rows: pd.DataFrame, kind: str, number: int, label: str) -> None:
     """Means over runs with intervals: final scores hollow and apart, those on the way joined, shares smoothed."""
-    look = {"color": f"C{number}"}
-    for kind, part in rows.groupby("kind"):
-        if kind == "train":  # a moving mean of each run, then the interval over runs
-            part = part.sort_values("step")
-            part["value"] = part.groupby("run_id")["value"].transform(lambda v: v.rolling(5, min_periods=1).mean())
-        line = mean_interval(part, ["step"], "value").sort_values("step")
-        middle, half = 100 * line["mean"], 100 * line["half_width"].fillna(0)
-        if kind == "final":  # on all images: not the same scale as the points before it
-            hollow = {"fmt": MARKERS[number], "mfc": "white", "capsize": 2, "lw": 1, "label": label}
-            axis.errorbar(line["step"] * (1 + 0.05 * (number - 1)), middle, half, **hollow, **look)
-            continue
-        axis.plot(line["step"], middle, "-" if kind == "train" else MARKERS[number] + "-", **look)
+    look, values = {"color": f"C{number}"}, rows.groupby("run_id")["value"]
+    if kind == "train":
+        rows = rows.assign(value=values.transform(lambda run: run.rolling(5, min_periods=1).mean()))
+    line = 100 * mean_interval(rows, ["step"], "value").set_index("step")[["mean", "half_width"]].fillna(0)
+    middle, half = line["mean"], line["half_width"]
+    if kind == "final":  # on all images: not the same scale as the points before it
+        hollow = {"fmt": MARKERS[number], "mfc": "white", "capsize": 2, "lw": 1, "label": label}
+        axis.errorbar(line.index * (1 + 0.05 * (number - 1)), middle, half, **hollow, **look)
+    else:
+        axis.plot(middle, "-" if kind == "train" else MARKERS[number] + "-", **look)
         for edge in (middle - half, middle + half):
-            axis.plot(line["step"], edge, lw=0.4, **look)
-        axis.fill_between(line["step"], middle - half, middle + half, alpha=0.12, lw=0, **look)
+            axis.plot(edge, lw=0.4, **look)
+        axis.fill_between(line.index, middle - half, middle + half, alpha=0.12, lw=0, **look)
 
 
 def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]) -> Figure:
@@ -184,13 +179,14 @@ def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]
     figure, axes = plt.subplots(1, len(knobs), figsize=(PAGE * len(knobs) / 2, 2.4), squeeze=False, sharey=True)
     for axis, (knob, part) in zip(axes[0], knobs, strict=True):
         for number, (key, gain) in enumerate(part.groupby(["protocol", "map"], sort=False)):
-            at, look = np.arange(len(gain)) + 0.2 * (number - 1), {"color": f"C{number}", "marker": MARKERS[number]}
-            look_of_mean = {"ls": "none", "capsize": 2, "lw": 1, "label": MAP_TITLES[key[1]], **look}
-            axis.errorbar(at, 100 * gain["mean"], 100 * gain["half_width"].fillna(0), **look_of_mean)
+            at = np.arange(len(gain)) + 0.2 * (number - 1)
+            look = {"color": f"C{number}", "marker": MARKERS[number], "ls": "none"}
+            more = {"capsize": 2, "lw": 1, "label": MAP_TITLES[key[1]]}
+            axis.errorbar(at, 100 * gain["mean"], 100 * gain["half_width"].fillna(0), **look, **more)
             runs = of_maps(scores[scores["knob"] == knob], (key,)).pivot_table("iou", ["at", "seed"], "supervision")
             seeds = runs.eval("both - c2s").dropna()
             place = seeds.index.get_level_values("at").map(dict(zip(gain["at"], at - 0.08, strict=True)))
-            axis.plot(place, 100 * seeds, ls="none", ms=2.2, mfc="white", mew=0.6, **look)
+            axis.plot(place, 100 * seeds, ms=2.2, mfc="white", mew=0.6, **look)
         axis.set_xticks(range(len(gain)), gain["at"])
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xlabel(titles[knob])
@@ -200,26 +196,21 @@ def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]
 
 
 def plot_cost(cost: pd.DataFrame) -> Figure:
-    """What ``bidir benchmark`` measured: a row of panels per setting, seconds and memory of each part as bars, with the
-    ratio to full supervision in brackets where there is one."""
-    settings = [part for _, part in cost.groupby("setting", sort=False)]
-    heights = [len(part) for part in settings]
-    size = {"figsize": (PAGE, 0.5 + 0.24 * sum(heights)), "height_ratios": heights}
+    """Seconds and memory of each part, as ``bidir benchmark`` measures: a row per setting, in brackets times full."""
+    settings = cost.groupby("setting", sort=False)
+    size = {"figsize": (PAGE, 0.5 + 0.24 * len(cost)), "height_ratios": settings.size()}
     figure, axes = plt.subplots(len(settings), 2, **size, squeeze=False)
-    for row, part in zip(axes, settings, strict=True):
+    for row, (setting, part) in zip(axes, settings, strict=True):
         spread = [part["seconds_per_step"] - part["seconds_least"], part["seconds_most"] - part["seconds_per_step"]]
-        for axis, column, ratio, form in zip(
-            row, ("seconds_per_step", "peak_memory_mib"), ("ratio", "memory_ratio"), ("{:.3g}", "{:.0f}"), strict=True
-        ):
-            lines = spread if column == "seconds_per_step" else None
+        drawn = ("seconds_per_step", "ratio", "{:.3g}", spread), ("peak_memory_mib", "memory_ratio", "{:.0f}", None)
+        for axis, (column, ratio, form, lines) in zip(row, drawn, strict=True):
             bars = axis.barh(part["part"], part[column], xerr=lines, color="C0", height=0.65, error_kw={"lw": 0.8})
-            labels = [form.format(value) + (f" ({times:.2f})" if times == times else "")
-                      for value, times in zip(part[column], part[ratio], strict=True)]  # fmt: skip
+            labels = part[column].map(form.format) + part[ratio].map(lambda x: f" ({x:.2f})" if x == x else "")
             axis.bar_label(bars, labels, fontsize=6, padding=2)
             axis.margins(x=0.25)
             axis.grid(axis="x")
             axis.invert_yaxis()
-        row[0].set_title(part["setting"].iloc[0])
+        row[0].set_title(setting)
         row[1].set_yticklabels([])
     axes[-1, 0].set_xlabel("seconds")
     axes[-1, 1].set_xlabel("peak memory (MiB)")

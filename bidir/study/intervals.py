@@ -8,20 +8,19 @@ from numpy.typing import ArrayLike
 from scipy.special import nctdtr, stdtrit  # quantiles of Student's t; scipy.stats takes long to import
 
 
-def mean_interval(table: pd.DataFrame, by: list[str], value: str, level: float = 0.95) -> pd.DataFrame:
-    """Mean of ``value`` per group with its t-interval: columns mean, half_width (NaN for one seed), seeds. At
-    three seeds a t-interval of 95 % covers 95 %; a bootstrap would cover far less."""
+def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """Mean of ``value`` per group with its 95 % t-interval: columns mean, half_width (NaN for one seed), seeds. At
+    three seeds it covers 95 %; a bootstrap would cover far less."""
     _require_single(table, by)
-    groups = table.groupby(by, sort=False)[value]
-    result = groups.agg(mean="mean", half_width="sem", seeds="count").reset_index()
-    result["half_width"] *= stdtrit((result["seeds"] - 1).where(result["seeds"] > 1), (1 + level) / 2)
+    result = table.groupby(by, sort=False)[value].agg(mean="mean", half_width="sem", seeds="count").reset_index()
+    result["half_width"] *= stdtrit((result["seeds"] - 1).where(result["seeds"] > 1), 0.975)
     return result
 
 
-def t_interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
-    """Lower and upper end of the t-interval of a mean; the mean itself for a single value."""
-    mean, half = values.mean(), stdtrit(max(1, len(values) - 1), (1 + level) / 2) * values.sem()
-    return (mean, mean) if len(values) < 2 else (mean - half, mean + half)
+def t_interval(values: pd.Series) -> tuple[float, float]:
+    """Lower and upper end of the 95 % t-interval of a mean; the mean itself for a single value."""
+    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
+    return values.mean() - half, values.mean() + half
 
 
 def differences(table: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str) -> pd.DataFrame:
@@ -29,48 +28,44 @@ def differences(table: pd.DataFrame, column: str, pairs: list[tuple], by: list[s
     group and seed that both have, with first and second; what only the first has ends in ``_first``."""
     rows = []
     for pair in pairs:
-        sides = [table[table[column] == side].dropna(subset=value) for side in pair]
-        for side in sides:
-            _require_single(side, by)
+        sides = [_require_single(table[table[column] == side].dropna(subset=value), by) for side in pair]
         both = sides[0].merge(sides[1], on=[*by, "seed"], suffixes=("_first", ""))
         rows.append(both.assign(first=pair[0], second=pair[1], **{value: both[value] - both[f"{value}_first"]}))
     return pd.concat(rows, ignore_index=True)
 
 
 def paired_difference(
-    table: pd.DataFrame, column: str, first: object, second: object, by: list[str], value: str, level: float = 0.95
+    table: pd.DataFrame, column: str, first: object, second: object, by: list[str], value: str
 ) -> pd.DataFrame:
     """Mean of ``differences`` of one pair, per group; columns as ``mean_interval``."""
-    return mean_interval(differences(table, column, [(first, second)], by, value), by, value, level)
+    return mean_interval(differences(table, column, [(first, second)], by, value), by, value)
 
 
-def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str = "iou") -> pd.DataFrame:
-    """Means of ``differences`` of several pairs of values of ``column``: with first, second and the
-    ``reading``: higher or lower where the interval leaves out 0, else not resolved; one seed: no interval."""
-    table = mean_interval(differences(scores, column, pairs, by, value), ["first", "second", *by], value)
+def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str]) -> pd.DataFrame:
+    """Mean ``differences`` of iou for several pairs: with first, second and the ``reading``: higher or lower where the
+    interval leaves out 0, else not resolved; one seed: no interval."""
+    table = mean_interval(differences(scores, column, pairs, by, "iou"), ["first", "second", *by], "iou")
     few, higher, lower = table["seeds"] < 2, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
-    table["reading"] = np.select([few, higher, lower], ["one seed", "higher", "lower"], "not resolved")
-    return table
+    return table.assign(reading=np.select([few, higher, lower], ["one seed", "higher", "lower"], "not resolved"))
 
 
 def seed_count(seeds: pd.Series) -> str:
     """How many seeds there are, from the counts of groups: ``3 seeds``, or ``3 to 5 seeds`` where they differ."""
-    least, most = int(seeds.min()), int(seeds.max())
+    least, most = seeds.min(), seeds.max()
     return f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
 
 
-def _require_single(table: pd.DataFrame, by: list[str]) -> None:
-    """``ValueError`` if a seed stands twice in a group: two settings would pass for two seeds."""
-    if "seed" in table and table.duplicated([*by, "seed"]).any():
-        twice = table[table.duplicated([*by, "seed"])].iloc[0]
-        group = ", ".join(f"{name}={twice[name]}" for name in [*by, "seed"])
+def _require_single(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """``table``. ``ValueError`` if a seed stands twice in a group: two settings would pass for two seeds."""
+    if "seed" in table and len(twice := table[table.duplicated([*by, "seed"])]):
+        group = ", ".join(f"{name}={twice[name].iloc[0]}" for name in [*by, "seed"])
         raise ValueError(f"several rows with {group}: the table mixes settings; compare them apart")
+    return table
 
 
 def percent(mean: float, half_width: float = float("nan"), signed: bool = False) -> str:
     """A fraction and its half width as percent: ``44.9 ± 1.2``, without the latter where it is unknown."""
-    text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
-    return text if pd.isna(half_width) else f"{text} ± {100 * half_width:.1f}"
+    return f"{100 * mean:{'+' * signed}.1f}" + ("" if pd.isna(half_width) else f" ± {100 * half_width:.1f}")
 
 
 def interval_text(numbers: pd.DataFrame, signed: bool = False) -> list[str]:

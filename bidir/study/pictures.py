@@ -1,5 +1,4 @@
-"""Pictures of images and the maps made of them, as overlays. Torch is imported where maps are made; stored ones are
-drawn without."""
+"""Pictures of images and the maps made of them, as overlays; torch is imported only where maps are made."""
 
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from bidir.study.figures import PAGE
 from bidir.study.tables import MAP_TITLES, SHOWN, WITH_Y_S, Maps
 
 OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
+Masks = dict[str, dict[int, np.ndarray]]  # by title and number of the image
 
 
 def plot_samples(config: RunConfig, count: int = 8) -> Figure:
@@ -36,21 +36,16 @@ def plot_samples(config: RunConfig, count: int = 8) -> Figure:
     return figure
 
 
-def plot_qualitative(
-    checkpoint: Path, images: list[int], maps: Maps = SHOWN, part: str = "val", **where: str
-) -> Figure:
-    """Rows: images of ``part``; columns: image, mask, then ``maps`` of a checkpoint. ``where``: settings other than the
-    run's, such as ``data_root``."""
+def plot_qualitative(checkpoint: Path, images: list[int], maps: Maps, part: str = "val", **where: str) -> Figure:
+    """Rows: images of ``part``; columns: image, mask, then ``maps`` of a checkpoint. ``where``: settings."""
     split, masks = predicted_masks(checkpoint, images, maps, part, **where)
     named = [name for _, name in maps]
     titles = {key: MAP_TITLES[key[1]] + (f", {key[0]}" if named.count(key[1]) > 1 else "") for key in maps}
     return draw_masks(split, images, {titles[key]: made for key, made in masks.items()})
 
 
-def stored_masks(
-    folder: Path, names: list[str], checkpoint: Path, anew: bool = False, **where: str
-) -> dict[str, dict[int, np.ndarray]]:
-    """The masks of the maps ``WITH_Y_S``, by title and place in ``names``, kept in ``folder`` as palette PNG; made from
+def stored_masks(folder: Path, names: list[str], checkpoint: Path, anew: bool, **where: str) -> Masks:
+    """The masks of the maps ``WITH_Y_S`` (by place in ``names``), kept in ``folder`` as palette PNG; made from
     ``checkpoint`` where one is lacking, or ``anew``; without Y_s where there is neither. Errors: ``FileNotFoundError``
     if that takes a checkpoint that is not there."""
     maps = WITH_Y_S if checkpoint.is_file() or (folder / "raw-y_s").is_dir() else SHOWN
@@ -82,9 +77,7 @@ def shown_images(config: RunConfig, names: list[str], folder: Path) -> Split:
     return Split(SCENE_CLASSES, paths[0], np.array([np.isin(ids[1:], mask) for _, mask in scenes]), paths[1], (*ids,))
 
 
-def predicted_masks(
-    checkpoint: Path, images: list[int] | list[str], maps: Maps, part: str = "val", **where: str
-) -> tuple[Split, dict[tuple[str, str], dict[int | str, np.ndarray]]]:
+def predicted_masks(checkpoint: Path, images: list, maps: Maps, part: str = "val", **where: str) -> tuple[Split, dict]:
     """The images of ``part``, and per (protocol, map) and image, by number or name as given, the mask (H, W) uint8 of
     0..C, 255 = ignored."""
     import torch
@@ -98,7 +91,7 @@ def predicted_masks(
     network, config, _ = load_network(checkpoint)
     split = open_split(config.replace(**where), part)
     wanted = {protocol: {name for p, name in maps if p == protocol} for protocol, _ in maps}
-    masks: dict[tuple[str, str], dict[int | str, np.ndarray]] = {key: {} for key in maps}
+    masks: dict[tuple[str, str], dict] = {key: {} for key in maps}
     for image in images:
         i = split.names.index(image) if isinstance(image, str) else image
         batch = collate([WholeImages(split, config.eval_size, masks=False)[i]])
@@ -107,22 +100,18 @@ def predicted_masks(
     return split, masks
 
 
-def draw_masks(
-    split: Split, images: list[int], masks: dict[str, dict[int, np.ndarray]], rows: list[str] | None = None
-) -> Figure:
+def draw_masks(split: Split, images: list[int], masks: Masks, rows: list[str] | None = None) -> Figure:
     """Rows: images of ``split``; columns: image, true mask if there is one, then ``masks`` by title, as overlays."""
-    photos = {i: split.read_image(i) for i in images}
-    drawn = {**({"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}), **masks}
-    overlays = {title: {i: draw_overlay(photos[i], made[i], names=()) for i in images} for title, made in drawn.items()}
-    columns = {"image": photos, **overlays}
-    heights = [photos[i].shape[0] / photos[i].shape[1] for i in images]
+    photos = [split.read_image(i) for i in images]
+    columns = {"image": None, **({"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}), **masks}
+    heights = [photo.shape[0] / photo.shape[1] for photo in photos]
     size = (PAGE, PAGE / len(columns) * sum(heights) + 0.4)
     figure, axes = plt.subplots(len(images), len(columns), figsize=size, squeeze=False, height_ratios=heights)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
-    for row, i in enumerate(images):
-        for axis, (title, pictures) in zip(axes[row], columns.items(), strict=True):
-            axis.imshow(pictures[i], interpolation="lanczos")
-            for x, y, name in named_regions(drawn[title][i], split.class_names) if title in drawn else ():
+    for row, (i, photo) in enumerate(zip(images, photos, strict=True)):
+        for axis, (title, made) in zip(axes[row], columns.items(), strict=True):
+            axis.imshow(draw_overlay(photo, made[i], names=()) if made else photo, interpolation="lanczos")
+            for x, y, name in named_regions(made[i], split.class_names) if made else ():
                 axis.text(x, y, name, color="white", fontsize=6, ha="center", va="center", path_effects=OUTLINE)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)

@@ -16,10 +16,9 @@ FACTS = {
     "state": "done | failed | interrupted", "reason": "why a failed run ended",
     "evaluated_on": "list of the images scored", "train_images": "count", "val_images": "count",
     "seconds": "training with its validations, without the final evaluation",
-    "seconds_per_step": "seconds / iterations",
-    "peak_memory_mib": "largest memory, MiB: of the GPU, else resident", "hardware": "processor",
-    "threads": "of a run",
-    "python": "version", "torch": "version", "git_commit": "of the code", "git_dirty": "whether it was changed",
+    "seconds_per_step": "seconds / iterations", "peak_memory_mib": "largest memory, MiB: of the GPU, else resident",
+    "hardware": "processor", "threads": "of a run", "python": "version", "torch": "version",
+    "git_commit": "of the code", "git_dirty": "whether it was changed",
     "earlier_commits": "code of the iterations before a resume, if other",
     "revision": "of what the code computes: part of the run's id; 0 before there was one",
     "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
@@ -29,39 +28,31 @@ WHOLE = [name for name in SETTINGS if FIELDS[name].annotation is int]
 WHOLE += ["revision", "train_images", "val_images", "peak_memory_mib", "threads"]
 SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
     "runs": {"run_id": "key of all tables", **FACTS, **{name: meaning(name) for name in SETTINGS}},
-    "per_class": {
-        "run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
+    "per_class": {"run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
         "map": "cam, seed, y_c, y_s, branch_c, branch_s, or agreement (Branch-S scored against Branch-C)",
         "class": "background, each class, or mean: unweighted mean over the classes",
         "iou": "0..1 over the whole validation list; of class mean: mIoU", "precision": "0..1", "recall": "0..1",
-        "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count",
-    },
-    "per_step": {
-        "run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
+        "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count"},
+    "per_step": {"run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
         "name": "train: loss terms, grad_norm, lr, c2s_share and s2c_share (pixels that Y_c labels, that Y_s labels as "
         "foreground); val: protocol/map is mIoU, protocol/map/precision, protocol/map/coverage",
-        "value": "0..1, or a loss",
-    },
-    "per_image": {
-        "run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
-        "true": "pixels of the class", "predicted": "pixels predicted as the class",
-    },
+        "value": "0..1, or a loss"},
+    "per_image": {"run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
+        "true": "pixels of the class", "predicted": "pixels predicted as the class"},
     "grids": {"grid": "name in the grid file", "case": "what the cell sets", "seed": "", "run_id": "", "state": "now"},
 }  # fmt: skip
 
 
 def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
-    """The tables ``runs``, ``per_class``, ``per_step`` and ``per_image`` of run folders, as ``SCHEMA`` says.
-
-    Folders of runs that have not started are left out; the last three tables hold finished runs."""
-    parts: dict[str, list] = {name: [] for name in ("per_class", "per_step", "per_image")}
-    runs = []
+    """The tables ``runs`` and, of finished runs, ``per_class``, ``per_step`` and ``per_image``, as ``SCHEMA`` says.
+    Folders of runs that have not started are left out."""
+    runs, parts = [], {name: [] for name in ("per_class", "per_step", "per_image")}
     for folder in map(RunFolder, paths):
         facts, reason = folder.facts(), folder.reason()
         state = "done" if folder.done.is_file() else "failed" if reason else "interrupted"
         if facts or reason:  # without facts it failed before its first iteration
             older = with_older(facts["config"]) if facts else {}
-            settings = {name: older[name] for name in SETTINGS} if facts else {}
+            settings = {name: older[name] for name in SETTINGS if facts}
             row = {"run_id": folder.run_id, "revision": 0, **facts, **settings, "state": state, "reason": reason,
                    "torch": facts.get("versions", {}).get("torch"), "classes_all": facts.get("classes"),
                    "config": json.dumps(settings) if facts else None}  # fmt: skip
@@ -70,8 +61,8 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
             rows = pd.DataFrame(folder.rows()).melt(["step", "kind"], var_name="name").dropna(subset="value")
             for name, table in {**folder.scores()._asdict(), "per_step": rows}.items():
                 parts[name].append(table.assign(run_id=folder.run_id)[list(SCHEMA[name])])
-    empty = {name: pd.DataFrame(columns=list(SCHEMA[name])) for name in parts}
-    joined = {name: pd.concat(part, ignore_index=True) if part else empty[name] for name, part in parts.items()}
+    joined = {name: part or [pd.DataFrame(columns=list(SCHEMA[name]))] for name, part in parts.items()}
+    joined = {name: pd.concat(part, ignore_index=True) for name, part in joined.items()}
     return {"runs": pd.DataFrame(runs, columns=list(SCHEMA["runs"])), **joined}
 
 
@@ -90,21 +81,18 @@ def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
 
 def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
     """The tables in ``path``. Errors: ``FileNotFoundError`` that says how to make them."""
-    missing = [name for name in SCHEMA if not (resolve(path) / f"{name}.parquet").is_file()]
-    if missing:
-        raise FileNotFoundError(f"{path}: no {missing[0]}.parquet; `bidir sweep GRID --out {path}` writes it")
-    tables = {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
-    runs = tables["runs"]
-    lacking = [name for name in SETTINGS if name not in runs]  # of tables that older code wrote
-    rows = [with_older(json.loads(text) if text else {}) for text in runs["config"]]
-    filled = {name: [_plain(row[name]) for row in rows] for name in lacking}
-    tables["runs"] = runs.assign(**filled, **({} if "revision" in runs else {"revision": 0}))
+    files = {name: resolve(path) / f"{name}.parquet" for name in SCHEMA}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise FileNotFoundError(f"{path}: no {missing[0]}; `bidir sweep GRID --out {path}` writes it")
+    tables = {name: pd.read_parquet(file) for name, file in files.items()}
+    runs, older = tables["runs"], [with_older(json.loads(text) if text else {}) for text in tables["runs"]["config"]]
+    lacking = {name: [_plain(row[name]) for row in older] for name in SETTINGS if name not in runs}
+    tables["runs"] = runs.assign(**lacking, **({} if "revision" in runs else {"revision": 0}))  # older code wrote none
     return tables
 
 
 def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class") -> pd.DataFrame:
     """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``.
-
     Errors: ``LookupError`` if no run of the grid is finished."""
     cells = tables["grids"].query("grid == @grid")[["run_id", "case"]]
     rows = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")

@@ -11,6 +11,7 @@ from bidir.study.intervals import compare, interval_text, mean_interval, percent
 from bidir.study.registry import grid_scores
 
 Maps = tuple[tuple[str, str], ...]
+Shown = tuple[pd.DataFrame, pd.DataFrame]  # a table: its cells ready to read, and its numbers
 Tables = dict[str, pd.DataFrame]  # a registry
 MAP_TITLES = {
     "cam": "CAM", "seed": "propagated CAM", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
@@ -25,6 +26,11 @@ DRAWN = {
     "blue where that leaves out 0; ",
     "none": "",
 }
+ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
+DRAWS = {  # figure -> the grid that it draws
+    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
+    "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses", "fig9": "teacher",
+}  # fmt: skip
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
     "the number of comparisons; not resolved: the interval holds 0."
@@ -63,8 +69,7 @@ def short_title(name: str) -> str:
 
 
 def caption_of(scores: pd.DataFrame, by: list[str], drawn: str = "seeds") -> str:
-    """How a caption's first sentence ends: what is ``DRAWN``, the scale of the runs, and how many seeds each group of
-    ``by`` has. ``scores``: a row per run or more, with the runs' settings."""
+    """How a caption's first sentence ends: what is ``DRAWN``, the scale of the runs, how many seeds each ``by`` has."""
     scale = scores[["iterations", "batch_size", "crop_size"]].drop_duplicates().to_numpy()
     trained = " or ".join(f"{steps} iterations of {batch} crops of {crop} px" for steps, batch, crop in scale)
     return f"{DRAWN[drawn]}trained for {trained}; {seed_count(scores.groupby(by)['seed'].nunique())}."
@@ -75,8 +80,8 @@ def wide_text(numbers: pd.DataFrame, by: list[str], across: str | list[str], sig
     return numbers.assign(text=interval_text(numbers, signed)).pivot(index=by, columns=across, values="text")
 
 
-def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean mIoU ± half width per ``by`` and map: the text of a table, and its numbers."""
+def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> Shown:
+    """Mean mIoU ± half width per ``by`` and map."""
     numbers = mean_interval(scores, [*by, "protocol", "map"], "iou")
     text = wide_text(numbers, by, ["protocol", "map"])[list(maps)]
     text.columns = [f"{short_title(name)} ({protocol})" for protocol, name in maps]
@@ -84,18 +89,15 @@ def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> tuple[
     return text.loc[seeds.index].assign(seeds=seeds), numbers
 
 
-def save_differences(
-    scores: pd.DataFrame, column: str, pairs: Collection[tuple], maps: Maps, stem: Path
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there, as ``save_table`` does; the text of
-    the table, and its numbers. Errors: ``LookupError`` if there is no such pair."""
+def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple], maps: Maps, stem: Path) -> Shown:
+    """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there. Errors: ``LookupError`` if none."""
     values = set(scores[column])
     pairs = [pair for pair in pairs if {*pair} <= values]
     if not pairs:
         raise LookupError(f"of {', '.join(sorted(values))} no two are to be compared; run more of the grid")
     numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
-    text = numbers.assign(comparison=numbers["second"] + " − " + numbers["first"], map=numbers["map"].map(short_title))
-    text = text.assign(difference=interval_text(numbers, signed=True)).set_index("comparison")
+    text = numbers.assign(map=numbers["map"].map(short_title), difference=interval_text(numbers, signed=True))
+    text = text.set_index((numbers["second"] + " − " + numbers["first"]).rename("comparison"))
     text = text[["protocol", "map", "difference", "seeds", "reading"]]
     save_table(text, numbers, stem, DIFFERENCES)
     return text, numbers
@@ -116,53 +118,45 @@ def iou_of(counts: pd.DataFrame) -> pd.Series:
 
 
 def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Grid ``sensitivity`` beside grid ``base``, at the seeds of the first; mIoU of all maps.
-
-    The first table: each of ``settings`` that was moved, in turn, with the full method; columns setting and at, its
-    value. The second: every run once, its case what was moved, or ``both`` and ``c2s`` of ``base``."""
+    """mIoU of grid ``sensitivity`` beside grid ``base``, at the seeds of the first: each of ``settings`` that was
+    moved, with the full method (columns setting and at, its value); and every run once, its case what was moved, or
+    ``both`` and ``c2s`` of ``base``."""
     moved = mean_scores(tables, "sensitivity")
     base = mean_scores(tables, "base").query("seed in @moved.seed")
     cells = pd.concat([moved, *(base.query("supervision == @name").assign(case=name) for name in ("both", "c2s"))])
-    parts = []
-    for name in settings:
-        if (mine := cells["case"].str.startswith(f"{name}=")).any():
-            part = cells[mine | (cells["case"] == "both")].drop_duplicates(["run_id", "protocol", "map"])
-            parts.append(part.assign(setting=name, at=part[name]))
-    return pd.concat(parts, ignore_index=True), cells
+    of = cells["case"].str.partition("=")[0]
+    found = [name for name in settings if name in {*of}]
+    parts = [cells[of.isin([name, "both"])].eval(f"at = {name}").assign(setting=name) for name in found]
+    return pd.concat(parts).drop_duplicates(["setting", "run_id", "protocol", "map"]), cells
 
 
 def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
-    """Grid ``directions`` over its iterations: supervision, seed, run_id, kind, name (those of ``names``), step, value.
-
-    kind val: protocol/map is mIoU on some validation images; final: on all; train: of a batch. Values 0..1."""
+    """Those of ``names`` over the iterations of grid ``directions``, 0..1; kind val: mIoU on some validation images,
+    final: on all, train: of a batch."""
     steps, last = grid_scores(tables, "directions", "per_step"), mean_scores(tables, "directions")
     last = last.assign(name=last["protocol"] + "/" + last["map"], value=last["iou"], step=last["iterations"])
-    rows = pd.concat([steps[steps["kind"] == "val"], last.assign(kind="final"), steps[steps["kind"] == "train"]])
+    rows = pd.concat([steps.query("kind == 'val'"), last.assign(kind="final"), steps.query("kind == 'train'")])
     return rows.loc[rows["name"].isin(names), ["supervision", "seed", "run_id", "kind", "name", "step", "value"]]
 
 
 def teacher_weights(tables: Tables, names: list[str]) -> pd.DataFrame:
-    """What each teacher says, by quarters of training: weighted loss over L_cls, share of the pixels that it labels.
-
-    Columns supervision, until (last iteration of the quarter), name (of ``names``), mean, half_width (0..1), seeds."""
+    """What each teacher says, by quarters of training (until: the last iteration): weighted loss over L_cls, share of
+    the pixels that it labels, those of ``names``; ``mean_interval`` of each (0..1)."""
     steps = grid_scores(tables, "directions", "per_step").query("supervision in ['c2s', 's2c', 'both']")
     keys = ["supervision", "seed", "iterations", "step", "lambda_c2s", "lambda_s2c"]
-    wide = steps[steps["kind"] == "train"].pivot_table("value", keys, "name")
+    wide = steps.query("kind == 'train'").pivot_table("value", keys, "name")
     wide = wide.reindex(columns=["cls", "c2s", "s2c", "c2s_share", "s2c_share"]).reset_index()
     wide["until"] = (-(-4 * wide["step"] // wide["iterations"]) * wide["iterations"] / 4).round().astype(int)
-    for teacher in ("c2s", "s2c"):
-        wide[f"weight of {teacher}"] = wide[f"lambda_{teacher}"] * wide[teacher] / wide["cls"]
-    wide = wide.rename(columns={"c2s_share": "labelled by Y_c", "s2c_share": "foreground in Y_s"})
+    weights = {f"weight of {name}": wide[f"lambda_{name}"] * wide[name] / wide["cls"] for name in ("c2s", "s2c")}
+    wide = wide.assign(**weights).rename(columns={"c2s_share": "labelled by Y_c", "s2c_share": "foreground in Y_s"})
     keys = ["supervision", "until", "seed"]
     parts = wide.groupby(keys)[names].mean().reset_index().melt(keys, names, "name").dropna(subset="value")
     return mean_interval(parts, ["supervision", "until", "name"], "value")
 
 
 def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """IoU over all objects of a size, and how many of them there are. An object: a class in an image; its size, one of
-    ``SIZES``: its share of it. ``pixels``: rows of ``per_image`` of one map.
-
-    Columns supervision, seed, run_id, size, hit, true, predicted, iou."""
+    """IoU over all objects (a class in an image) of each of ``SIZES``, by supervision, seed and run_id, and how many of
+    them there are. ``pixels``: rows of ``per_image`` of one map."""
     whole = pixels.groupby(["run_id", "image"])["true"].transform("sum")
     sizes = pd.cut(pixels["true"] / whole, [0, *SIZES.values()], labels=[*SIZES]).astype(object)
     objects = pixels.assign(size=sizes)[(pixels["class"] != "background") & (pixels["true"] > 0)]
@@ -174,68 +168,51 @@ def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
 
 def by_difficulty(tables: Tables, knobs: dict[str, str]) -> pd.DataFrame:
-    """mIoU in the finished grids of ``knobs`` (grid -> the setting that it varies) and in ``base``, at shared seeds.
-
-    Columns knob, the setting, and at, its value; empty if no such grid is finished, or not ``base``."""
+    """mIoU in the finished grids of ``knobs`` (grid -> the setting that it varies) and in ``base``, at shared seeds:
+    columns knob, the setting, and at, its value; empty if no such grid is finished, or not ``base``."""
     done, parts = set(tables["grids"].query("state == 'done'")["grid"]), []
     for grid, knob in knobs.items():
         if {grid, "base"} <= done:
-            base = mean_scores(tables, "base")
-            part = pd.concat([mean_scores(tables, grid), base]).drop_duplicates(["run_id", "protocol", "map"])
-            part, moved = part.assign(knob=knob, at=part[knob]), part[knob] != base[knob].iloc[0]
-            parts.append(part[part["seed"].isin(part.loc[moved, "seed"])])
-    return pd.concat(parts) if parts else pd.DataFrame()
+            moved, base = mean_scores(tables, grid), mean_scores(tables, "base")
+            part, seeds = pd.concat([moved, base]), moved.loc[moved[knob] != base[knob].iloc[0], "seed"]
+            parts.append(part[part["seed"].isin(seeds)].eval(f"at = {knob}").assign(knob=knob))
+    return pd.concat(parts).drop_duplicates(["knob", "run_id", "protocol", "map"]) if parts else pd.DataFrame()
 
 
 def findings(folders: dict[str, Path], questions: dict[str, dict[tuple[str, str], str]]) -> pd.DataFrame:
-    """Differences that were drawn in registries (by title), each the answer to a question about its pair of cells.
-
-    ``questions``: by name of the table. Columns data, what is added, seeds, map, difference (points), reading."""
+    """Differences (points) that were drawn in registries (by title), each the answer to one of ``questions`` (by name
+    of the table) about its pair of cells."""
     rows = []
     for title, folder in folders.items():
         for name, asked in questions.items():
             path = folder / "tables" / f"{name}.csv"
             for row in of_maps(pd.read_csv(path), SHOWN).itertuples() if path.is_file() else ():
-                if (row.first, row.second) in asked:
+                if what := asked.get((row.first, row.second)):
                     text = f"{percent(row.mean, row.half_width, signed=True)} ({row.reading})"
-                    what = asked[row.first, row.second], row.seeds, short_title(row.map)
-                    rows.append((title, *what, text, row.reading))
+                    rows.append((title, what, row.seeds, short_title(row.map), text, row.reading))
     return pd.DataFrame(rows, columns=["data", "what is added", "seeds", "map", "difference", "reading"])
 
 
 def runs_by_grid(tables: Tables) -> pd.DataFrame:
     """Finished runs by grid and scale: how many, with how many seeds, and their median seconds."""
     runs = tables["grids"][["grid", "run_id"]].merge(tables["runs"].query("state == 'done'"), on="run_id")
-    groups = runs.groupby(["grid", "iterations", "batch_size", "crop_size", "encoder"], sort=False)
-    counts = groups.agg(runs=("run_id", "nunique"), seeds=("seed", "nunique"), seconds=("seconds", "median"))
-    return counts.reset_index().rename(columns={"seconds": "median seconds"})
+    groups = runs.groupby(["grid", "iterations", "batch_size", "crop_size", "encoder"], sort=False, as_index=False)
+    time = {"median seconds": ("seconds", "median")}
+    return groups.agg(runs=("run_id", "nunique"), seeds=("seed", "nunique"), **time)
 
 
-ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
-
-
-def first_look(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Grid ``first_look``: the text of a table, a row per arm, and its numbers: run (the arm), map, iou, run_id,
-    seconds_per_step. ``attrs["scale"]`` of the text says how it was trained. Errors: ``LookupError``."""
+def first_look(tables: Tables) -> Shown:
+    """Grid ``first_look``, a row per arm (column run); ``attrs["scale"]`` of the text says how it was trained."""
     runs = tables["runs"][["run_id", "seconds_per_step", "hardware"]]
     scores = mean_scores(tables, "first_look").merge(runs, on="run_id")
     arms = scores[["supervision", "propagation", "object_aware_decoding"]].apply(tuple, axis=1)
-    maps = (("ms", "cam"), ("ms", "seed"), ("ms", "y_c"), ("raw", "branch_c"), ("raw", "branch_s"))
+    maps = (SHOWN[0], ("ms", "seed"), *SHOWN[1:])
     numbers = of_maps(scores.assign(run=arms.map(ARMS)).dropna(subset="run"), maps)
-    text = numbers.assign(text=(100 * numbers["iou"]).map("{:.1f}".format)).pivot(
-        index="run", columns="map", values="text"
-    )
+    text = wide_text(numbers.assign(mean=numbers["iou"], half_width=float("nan")), ["run"], "map")
     text = text.reindex(ARMS.values()).dropna()[[name for _, name in maps]].rename(columns=short_title)
-    seconds = numbers.groupby("run")["seconds_per_step"].first()
-    text = text.assign(seconds=seconds.map("{:.2f}".format))
+    text["seconds"] = numbers.groupby("run")["seconds_per_step"].first().map("{:.2f}".format)
     text.attrs["scale"] = f"{numbers['hardware'].iloc[0]}; {caption_of(numbers, ['run'], drawn='none')}"
     return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
-
-
-DRAWS = {
-    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
-    "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses", "fig9": "teacher",
-}  # fmt: skip
 
 
 def asked_for(tables: Tables, figure: str) -> bool:
