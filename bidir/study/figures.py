@@ -124,13 +124,15 @@ def plot_curves(
                 if column in rows:
                     values = rows.set_index("step")[column].dropna() * facts["config"].get(f"lambda_{column}", 1.0)
                     values = values.ewm(span=8).mean() if axis is left else 100 * values
-                    axis.plot(values, mark + dash, label=None if name in pale else f"{title}, {name}", **look)
+                    label = None if name in pale else f"{title}, {name}" if len(runs) > 1 else title
+                    axis.plot(values, mark + dash, label=label, **look)
                 if column in final:
                     axis.plot(facts["config"]["iterations"], 100 * final[column], "o", mfc="white", **look)
     left.set(title="Loss terms, weighted (smoothed)", xlabel="iteration", yscale="log")
     right.set(title="Validation mIoU (%); hollow: all images", xlabel="iteration")
-    for axis in (left, right) if len(pale) < len(runs) else ():
-        axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[0]:  # none if all are pale, or not validated on the way
+            axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)
     return figure
 
 
