@@ -107,7 +107,7 @@ def benchmark(out: Csv = None, parameter: Parameters = None) -> None:
 def prepare(
     dataset: str, source: Path, out: Path, sbd: Sbd = None, download: Download = False, any_count: AnyCount = False
 ) -> None:
-    """VOC 2012 or COCO 2014 (voc | coco) as published, to the layout that training reads: OUT is what data_root names."""
+    """VOC 2012 or COCO 2014 (voc | coco) as published, to the layout that training reads, in a folder OUT."""
     if dataset == "voc":
         folder = bidir.prepare_voc(source, out, sbd, download, any_count)
     elif dataset != "coco":
