@@ -46,8 +46,7 @@ def written_table(path: Path, title: str) -> str:
 
 
 def figure_html(path: Path, title: str, notebook: str, tables: Tables, start: Path) -> str:
-    """A figure (PNG) with its caption, and where it comes from: notebook, grid, runs, commits, numbers (a link from the
-    folder ``start``)."""
+    """A figure (PNG) with its caption and where it comes from; its numbers are a link from the folder ``start``."""
     name, caption = f"Figure {_number(path)} ({title})", path.with_suffix(".md").read_text().strip()
     image, csv = b64encode(path.read_bytes()).decode(), path.with_suffix(".csv")
     data, grids = pd.read_csv(csv), tables["grids"].set_index("run_id")["grid"]
