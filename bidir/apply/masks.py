@@ -32,17 +32,15 @@ def export_pseudo_masks(
 def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
     """Branch-S's masks of the images in the list ``names`` (``test``) as the archive that VOC's test server takes.
 
-    ``out`` ends in ``.tgz``; the masks are made beside it first, and a call that was stopped goes on. Needs neither
-    labels nor masks. Errors: ``DataError``, ``WeightsError``."""
+    ``out`` ends in ``.tgz``; the masks are made beside it first, from no labels; a call that was stopped goes on.
+    Errors: ``DataError``, ``WeightsError``."""
     network, config, class_names = open_model(checkpoint, **where)
-    out = Path(out)
+    root, out = resolve(config.data_root), Path(out)
     if list(class_names) != VOC_CLASSES:
         raise DataError(f"the test server scores VOC's twenty classes; the model knows {', '.join(class_names)}")
     if out.suffix != ".tgz":
         raise DataError(f"{out}: the archive is a .tgz")
-    root = resolve(config.data_root)
-    listed = read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")
-    images = [root / "JPEGImages" / f"{name}.jpg" for name in listed]
+    images = [root / f"JPEGImages/{name}.jpg" for name in read_list(root / f"ImageSets/Segmentation/{names}.txt")]
     split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
     inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
     folder = out.with_name(f"{out.stem}_masks") / inside
