@@ -85,8 +85,7 @@ def draw_creature(
     _part(name, shape, head, part_size, behind=False)
     pixels = np.asarray(layer, dtype=np.float32).copy()
     rows = (np.arange(size)[:, None, None] - centre[1]) / length
-    fur = 1 + random.normal(0, 0.05, (size, size, 1))
-    pixels[..., :3] *= np.clip(1.06 - 0.28 * rows, 0.72, 1.18) * fur
+    pixels[..., :3] *= np.clip(1.06 - 0.28 * rows, 0.72, 1.18) * (1 + random.normal(0, 0.05, (size, size, 1)))
     return pixels
 
 
