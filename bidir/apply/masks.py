@@ -21,19 +21,17 @@ def export_pseudo_masks(
 ) -> pd.DataFrame:
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
 
-    Uses the dataset's image labels and opens no mask; ids are those of the dataset's own masks.
-    ``where`` may override configuration fields such as ``data_root``. A call that was stopped goes on; several
-    processes share the images. Returns and writes the table that ``predict`` does."""
+    Uses the dataset's image labels and mask ids, opens no mask. ``where`` overrides fields, such as ``data_root``. A
+    stopped call goes on; several processes share the images. Returns and writes the table that ``predict`` does."""
     network, config, class_names = open_model(checkpoint, **where)
     split = own_split(config, part, class_names)
     return segment(network, config, split, Path(out_dir), True, map_name, protocol, overlays=False, resume=True)
 
 
 def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
-    """Branch-S's masks of the images in the list ``names`` (``test``) as the archive that VOC's test server takes.
+    """Branch-S's masks of the list ``names`` (``test``), without labels, as the archive that VOC's test server takes.
 
-    ``out`` ends in ``.tgz``; the masks are made beside it first, from no labels; a call that was stopped goes on.
-    Errors: ``DataError``, ``WeightsError``."""
+    ``out``: a ``.tgz``; the masks stay beside it, a stopped call goes on. Errors: ``DataError``, ``WeightsError``."""
     network, config, class_names = open_model(checkpoint, **where)
     root, out = resolve(config.data_root), Path(out)
     if list(class_names) != VOC_CLASSES:
