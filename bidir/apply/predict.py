@@ -61,8 +61,7 @@ def predict(
 def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part: str = "val", **where: Any) -> Scores:
     """Scores of a checkpoint's maps on ``part`` of its dataset, by any number of processes the same.
 
-    ``where`` may override configuration fields such as ``data_root``, ``val_list`` or ``eval_scales``.
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
+    ``where``: fields of the configuration to override. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
     if "crf" in protocols:
