@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 import yaml
+from typer import Option, Typer
 
 import bidir
 from bidir.atomic import write_text
 from bidir.config import ConfigError, DataError, RunConfig, WeightsError, resolve
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Option = typer.Option
+app = Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Parameters = Annotated[list[str] | None, Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
 Preset = Annotated[str, Option(help="study | quick | photos | voc | coco")]
 Measured = Annotated[bool, Option("--dry-run", help="check, measure a step, say what it would take")]
@@ -74,8 +73,7 @@ def sweep(
     for row in runs[runs["state"] == "failed"].itertuples():
         print(f"failed: {row.run_id}: {row.reason}")
     print(", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items()))
-    if not (dry_run or status) and not (runs["state"] == "done").all():
-        sys.exit(1)
+    sys.exit(not (dry_run or status or (runs["state"] == "done").all()))
 
 
 @app.command()
@@ -83,8 +81,7 @@ def figures(results: Path, only: Only = "", parameter: Parameters = None) -> Non
     """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
     outcomes = bidir.make_figures(results, only, **parse_parameters(parameter))
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
-    if any(outcome.startswith("failed") for outcome in outcomes.values()):
-        sys.exit(1)
+    sys.exit(any(outcome.startswith("failed") for outcome in outcomes.values()))
 
 
 @app.command()
