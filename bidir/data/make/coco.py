@@ -32,13 +32,11 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
         raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
     source, out, coco = resolve(source), resolve(out), COCO()
     read = {part: _read_instances(source / f"annotations/instances_{part}2014.json") for part in ("train", "val")}
-    categories, others = (
-        sorted((c["id"], c["name"].replace(" ", "_")) for c in content["categories"]) for content, _ in read.values()
-    )
+    categories, others = (sorted((c["id"], c["name"]) for c in content["categories"]) for content, _ in read.values())
     if categories != others:
         raise DataError(f"{source}/annotations: train and val name different categories")
     ids = {category: i for i, (category, _) in enumerate(categories, 1)}
-    names = ["background", *(name for _, name in categories)]
+    names = ["background", *(name.replace(" ", "_") for _, name in categories)]
     shown = {part: _objects(content, ids, part) for part, (content, _) in read.items()}
     lists = {part: [Path(file).stem for file in images] for part, images in shown.items()}
     verify("coco", lists, any_count)
