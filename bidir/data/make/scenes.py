@@ -57,7 +57,6 @@ def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def prepare_scenes(config: Scenes, data_root: Path) -> Path:
     """The folder of the generated dataset below ``data_root``, written once per setting of its knobs.
-
     Errors: ``DataError`` if the folder is there but was not finished."""
     knobs = {field.name: getattr(config, field.name) for field in fields(Scenes)}
     key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]
