@@ -46,8 +46,7 @@ def prepare_voc(
         sbd = _place("cls", resolve(sbd), "benchmark_RELEASE/dataset", download, *published)
     folder = voc / "ImageSets" / "Segmentation"
     test = ["test"] if (folder / "test.txt").is_file() else []
-    lists = {name: read_list(folder / f"{name}.txt") for name in ["train", "val", *test]}
-    classes = {}
+    lists, classes = {name: read_list(folder / f"{name}.txt") for name in ["train", "val", *test]}, {}
     if sbd:
         extra = {*read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")} - {*lists["val"], *lists["train"]}
         classes = {name: sbd / "cls" / f"{name}.mat" for name in sorted(extra)}
@@ -78,8 +77,7 @@ def prepare_voc(
 def _place(name: str, source: Path, inside: str, download: bool, url: str, archive: str, md5: str) -> Path:
     """The folder that holds the folder ``name``: ``source``, or ``inside`` it, where the ``archive`` unpacks to.
 
-    ``download`` fetches and unpacks that unless it was done, or one's own copy is there without the archive; goes on
-    after a stop. Errors: ``DataError``."""
+    ``download`` fetches and unpacks that, again after a stop, unless one's own copy is there. Errors: ``DataError``."""
     places, unpacked = (source, source / inside), source / f"{archive}.unpacked"
     own = any((place / name).is_dir() for place in places) and not (source / archive).is_file()
     if download and not own and not unpacked.is_file():
