@@ -139,7 +139,6 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
 
 def run_study(folder: Path) -> Path:
     """The grid ``first_look``, its registry, figures and report, all in ``folder``; what is finished is not repeated.
-
     Returns the report. Errors: ``ChildProcessError`` naming a run that failed."""
     runs, report = folder / "runs", folder / "report.html"
     jobs = read_grid(notebooks_folder() / "grids/first_look.yaml", runs_dir=str(runs))
