@@ -17,7 +17,6 @@ from bidir.method.network import DualBranchNetwork
 from bidir.run.folder import RunFolder
 from bidir.run.preflight import check_config, check_files, check_machine
 
-FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
 data_of = attrgetter("data_root", *(field.name for group in (Data, Scenes) for field in fields(group)))
 
 
@@ -48,7 +47,7 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
     ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
     grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``."""
     path, jobs, manifests = resolve(path), [], {}
-    content = read_yaml(path, FILE_KEYS)
+    content = read_yaml(path, {"preset", "fixed", "seeds", "grids"})
     if not isinstance(content.get("grids"), dict) or not content["grids"]:
         raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
     for name, grid in content["grids"].items():
@@ -73,7 +72,7 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
 
 def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> tuple[dict, list, dict, list]:
     """A grid's fixed parameters, seeds, axes and cases. Errors: ``ConfigError``."""
-    require_keys(grid, GRID_KEYS, where)
+    require_keys(grid, {"fixed", "seeds", "axes", "cases"}, where)
     seeds, axes, cases = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {}), grid.get("cases", [{}])
     parts = [content.get("fixed", {}), grid.get("fixed", {}), axes, *(cases if isinstance(cases, list) else [cases])]
     if wrong := [part for part in parts if not isinstance(part, dict)]:
@@ -123,10 +122,8 @@ def last_value(folder: RunFolder) -> str:
 
 
 def check(jobs: list[Job], here: bool = True) -> None:
-    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights,
-    and, if the runs take place ``here``, lacking hardware and packages.
-
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
+    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights; if
+    the runs take place ``here``, hardware and packages. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     data, models = {}, {}
     for config in (job.config for job in jobs):
         data.setdefault((data_of(config), config.crop_size, config.scale_max, config.supervision == "full"), config)
