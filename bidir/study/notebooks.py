@@ -64,8 +64,7 @@ def run_notebook(
 ) -> None:
     """Execute ``notebooks/<name>.ipynb`` with ``parameters``; its progress bars go to ``log`` (standard error).
 
-    Errors: ``NotebookError`` if a cell fails, the kernel dies or ``ended`` ends it; the notebook up to there is kept
-    beside ``output`` under the name ``*.failed.ipynb``."""
+    Errors: ``NotebookError`` if a cell fails or the kernel dies or is ended; ``*.failed.ipynb`` is then kept."""
     output.parent.mkdir(parents=True, exist_ok=True)
     draft, source = output.with_suffix(".failed.ipynb"), notebooks_folder() / f"{name}.ipynb"
     kernel = type("Kernel", (OwnKernel,), {"ended": staticmethod(ended)})
@@ -86,10 +85,9 @@ def notebooks_folder() -> Path:
 
 
 def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
-    """One run: ``10_train`` executed by papermill, the executed notebook kept in the run's folder.
+    """One run: ``10_train`` executed by papermill and kept in the run's folder; a finished run returns at once.
 
-    Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails. A finished
-    run returns at once."""
+    Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails."""
     config = RunConfig.from_parameters(parameters, preset)
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
     if not (folder.done.is_file() and folder.notebook.is_file()):
