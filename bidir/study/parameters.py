@@ -54,7 +54,6 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
 
 def config_of(namespace: dict[str, Any]) -> RunConfig:
     """The configuration that ``10_train``'s parameters cells have set; None is what the preset says.
-
     Errors: ``ConfigError`` for a misspelt name, a wrong type or a wrong value."""
     given = given_parameters(namespace, ["preset", *FIELDS])
     preset = given.pop("preset", "study")
