@@ -37,8 +37,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 def predict(
     checkpoint: str | Path, images: str | Path | list[Path], out_dir: str | Path,
-    labels: dict[str, list[str]] | None = None, map_name: str = "branch_s", protocol: str = "raw",
-    overlays: bool = True,
+    labels: dict[str, list[str]] | None = None, map_name: str = "branch_s", protocol: str = "raw", overlays: bool = True
 ) -> pd.DataFrame:  # fmt: skip
     """Segment images of one's own; writes ``<name>.png`` (VOC palette) and ``<name>_overlay.png``.
 
@@ -60,7 +59,6 @@ def predict(
 
 def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part: str = "val", **where: Any) -> Scores:
     """Scores of a checkpoint's maps on ``part`` of its dataset, by any number of processes the same.
-
     ``where``: fields of the configuration to override. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
@@ -83,7 +81,7 @@ def segment(
         raise ConfigError(f"map = {map_name!r} with protocol = {protocol!r}: {known}")
     if protocol == "crf":
         load_crf()
-    if distributed.rank() == 0:
+    if (rank := distributed.rank()) == 0:
         split.check(masks=False)
         if resume:
             _begin(out, network, config, split, map=map_name, protocol=protocol)
@@ -91,8 +89,7 @@ def segment(
     dataset, device = WholeImages(split, config.eval_size, masks=False), next(network.parameters()).device
     labels, ids = split.labels.copy(), np.arange(256, dtype=np.uint8)
     ids[: len(split.mask_ids)] = split.mask_ids  # as the dataset's own masks have them
-    mine = range(distributed.rank(), len(split), distributed.count())
-    for index in bar(mine, map_name, hidden=distributed.rank() > 0):
+    for index in bar(range(rank, len(split), distributed.count()), map_name, hidden=rank > 0):
         path = out / f"{split.names[index]}.png"
         if resume and path.is_file():
             continue
@@ -112,7 +109,7 @@ def segment(
     present = [" ".join(np.array(split.class_names)[row]) for row in labels]
     table = pd.DataFrame({"image": split.names, "labels": present, "labels_from": source, "map": map_name,
                           "protocol": protocol})  # fmt: skip
-    if distributed.rank() == 0:
+    if rank == 0:
         write_text(out / "predictions.csv", table.to_csv(index=False))
     return table
 
