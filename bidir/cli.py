@@ -14,7 +14,7 @@ from bidir.atomic import write_text
 from bidir.config import ConfigError, DataError, RunConfig, WeightsError, resolve
 
 app = Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Parameters = Annotated[list[str] | None, Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
+Pairs = Annotated[list[str] | None, Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
 Preset = Annotated[str, Option(help="study | quick | photos | voc | coco")]
 Measured = Annotated[bool, Option("--dry-run", help="check, measure a step, say what it would take")]
 Only = Annotated[str, Option(help="start of a notebook's name, as 32")]
@@ -39,7 +39,7 @@ def study(out: str = "results/study") -> None:
 
 
 @app.command()
-def train(preset: Preset = "study", parameter: Parameters = None, dry_run: Measured = False) -> None:
+def train(preset: Preset = "study", parameter: Pairs = None, dry_run: Measured = False) -> None:
     """One run of notebooks/10_train through papermill; under torchrun, without the notebook."""
     parameters = parse_parameters(parameter)
     if dry_run or "RANK" in os.environ:
@@ -58,7 +58,7 @@ def sweep(
     slots: Annotated[int, Option(help="runs at a time here; 0: one per GPU, else per core")] = 0,
     cluster: Annotated[Path | None, Option(help="YAML of a Dask cluster to run on instead")] = None,
     out: Annotated[Path | None, Option(help="folder to write the registry of these runs to, afterwards")] = None,
-    parameter: Parameters = None,
+    parameter: Pairs = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
     _stop_cleanly()
@@ -77,7 +77,7 @@ def sweep(
 
 
 @app.command()
-def figures(results: Path, only: Only = "", parameter: Parameters = None) -> None:
+def figures(results: Path, only: Only = "", parameter: Pairs = None) -> None:
     """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
     outcomes = bidir.make_figures(results, only, **parse_parameters(parameter))
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
@@ -92,7 +92,7 @@ def report(results: list[Path], out: Path = Path("results/report.html")) -> None
 
 
 @app.command()
-def benchmark(out: Csv = None, parameter: Parameters = None) -> None:
+def benchmark(out: Csv = None, parameter: Pairs = None) -> None:
     """Time and memory of a training step, part by part, on this machine."""
     table = bidir.cost(RunConfig.from_parameters(parse_parameters(parameter)))
     print(table.drop(columns="what").to_string(index=False), table["what"][0], sep="\n")
@@ -118,7 +118,7 @@ def prepare(
 
 
 @app.command("check-data")
-def check_data(preset: Preset = "study", parameter: Parameters = None) -> None:
+def check_data(preset: Preset = "study", parameter: Pairs = None) -> None:
     """Look at every file of a dataset: class balance, sizes, and all problems at once."""
     bidir.describe_dataset(RunConfig.from_parameters(parse_parameters(parameter), preset))
 
@@ -135,7 +135,7 @@ def predict(
 
 @app.command("pseudo-masks")
 def pseudo_masks(
-    checkpoint: Path, part: str, out: Path, map_name: Map = "seed", protocol: str = "ms", parameter: Parameters = None
+    checkpoint: Path, part: str, out: Path, map_name: Map = "seed", protocol: str = "ms", parameter: Pairs = None
 ) -> None:
     """Pseudo-masks of a split (train | val) as VOC palette PNG, for a second-stage model."""
     table = bidir.export_pseudo_masks(checkpoint, part, out, map_name, protocol, **parse_parameters(parameter))
@@ -144,7 +144,7 @@ def pseudo_masks(
 
 @app.command()
 def evaluate(
-    checkpoint: Path, out: Tables = None, protocol: Protocols = None, part: str = "val", parameter: Parameters = None
+    checkpoint: Path, out: Tables = None, protocol: Protocols = None, part: str = "val", parameter: Pairs = None
 ) -> None:
     """Scores of every map of a checkpoint; under torchrun the processes share the images."""
     scores = bidir.score(checkpoint, protocol or ("raw", "ms"), part, **parse_parameters(parameter))
@@ -157,16 +157,14 @@ def evaluate(
 
 @app.command("voc-archive")
 def voc_archive(
-    checkpoint: Path, out: Path, names: List = "test", protocol: str = "crf", parameter: Parameters = None
+    checkpoint: Path, out: Path, names: List = "test", protocol: str = "crf", parameter: Pairs = None
 ) -> None:
     """Branch-S's masks of a list as the archive (.tgz) that VOC's test server takes."""
     print(bidir.export_voc_archive(checkpoint, names, out, protocol, **parse_parameters(parameter)))
 
 
 @app.command("import")
-def import_(
-    weights: Path, out: Path, classes: Classes = None, preset: Preset = "voc", parameter: Parameters = None
-) -> None:
+def import_(weights: Path, out: Path, classes: Classes = None, preset: Preset = "voc", parameter: Pairs = None) -> None:
     """A state dict of the reference implementation as a checkpoint.pt of ours, every tensor accounted for."""
     if classes and not classes.is_file():
         raise ConfigError(f"--classes {classes}: no such file")
