@@ -76,7 +76,6 @@ def prepare_voc(
 
 def _place(name: str, source: Path, inside: str, download: bool, url: str, archive: str, md5: str) -> Path:
     """The folder that holds the folder ``name``: ``source``, or ``inside`` it, where the ``archive`` unpacks to.
-
     ``download`` fetches and unpacks that, again after a stop, unless one's own copy is there. Errors: ``DataError``."""
     places, unpacked = (source, source / inside), source / f"{archive}.unpacked"
     own = any((place / name).is_dir() for place in places) and not (source / archive).is_file()
