@@ -63,7 +63,6 @@ def run_notebook(
     name: str, parameters: dict, output: Path, log: TextIO | None = None, ended: Callable[[], bool] = OwnKernel.ended
 ) -> None:
     """Execute ``notebooks/<name>.ipynb`` with ``parameters``; its progress bars go to ``log`` (standard error).
-
     Errors: ``NotebookError`` if a cell fails or the kernel dies or is ended; ``*.failed.ipynb`` is then kept."""
     output.parent.mkdir(parents=True, exist_ok=True)
     draft, source = output.with_suffix(".failed.ipynb"), notebooks_folder() / f"{name}.ipynb"
@@ -86,7 +85,6 @@ def notebooks_folder() -> Path:
 
 def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
     """One run: ``10_train`` executed by papermill and kept in the run's folder; a finished run returns at once.
-
     Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails."""
     config = RunConfig.from_parameters(parameters, preset)
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
