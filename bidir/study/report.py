@@ -11,8 +11,6 @@ import pandas as pd
 
 from bidir.study.tables import DRAWS, Tables
 
-FOLDED = 8  # a table with more rows stands folded
-
 
 def page(body: str, title: str) -> str:
     """A whole HTML file that loads nothing and runs nothing: ``body`` with a table of contents of its h2 and h3."""
@@ -33,7 +31,7 @@ def table_html(table: pd.DataFrame, caption: str) -> str:
     """A table that scrolls within itself, its caption above it; folded where it is long."""
     with pd.option_context("display.max_colwidth", None):
         rows = f'<div class="scroll" tabindex="0">{table.to_html(index=False, border=0)}</div>'
-    if len(table) > FOLDED:
+    if len(table) > 8:
         return f"<details><summary>{prose(caption)} ({len(table)} rows)</summary>{rows}</details>"
     return f'<p class="caption">{prose(caption)}</p>{rows}'
 
