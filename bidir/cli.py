@@ -6,18 +6,29 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 import yaml
+from typer import Option, Typer
 
 import bidir
 from bidir.atomic import write_text
 from bidir.config import ConfigError, DataError, RunConfig, WeightsError, resolve
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
-Preset = Annotated[str, typer.Option(help="study | quick | photos | voc | coco")]
-Labels = Annotated[str, typer.Option(help="classes in every image, comma-separated; default: predicted")]
-Map = Annotated[str, typer.Option("--map", help="cam | seed | y_c | y_s | branch_c | branch_s")]
+app = Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+Pairs = Annotated[list[str] | None, Option("--parameter", "-p", help="name=value, as in YAML; repeatable")]
+Preset = Annotated[str, Option(help="study | quick | teach | photos | voc | coco")]
+Measured = Annotated[bool, Option("--dry-run", help="check, measure a step, say what it would take")]
+Only = Annotated[str, Option(help="start of a notebook's name, as 32")]
+Csv = Annotated[Path | None, Option(help="CSV to write, as results/scenes/cost.csv")]
+Sbd = Annotated[Path | None, Option(help="SBD as published: adds the list train_aug")]
+Download = Annotated[bool, Option("--download", help="fetch VOC and SBD where they are lacking")]
+AnyCount = Annotated[bool, Option("--any-count", help="accept other counts than the published")]
+Labels = Annotated[str, Option(help="classes in every image, comma-separated; default: predicted")]
+Map = Annotated[str, Option("--map", help="cam | seed | y_c | y_s | branch_c | branch_s")]
+Tables = Annotated[Path | None, Option(help="folder for per_class.csv and per_image.csv")]
+Protocols = Annotated[list[str] | None, Option(help="raw | ms | crf; default: raw and ms")]
+List = Annotated[str, Option("--list", help="list in ImageSets/Segmentation")]
+Classes = Annotated[Path | None, Option(help="names, background first; default: VOC's twenty")]
+Hub = Annotated[str, Option(help="user/name on the hub to upload it to")]
 
 
 @app.command()
@@ -28,11 +39,7 @@ def study(out: str = "results/study") -> None:
 
 
 @app.command()
-def train(
-    preset: Preset = "study",
-    parameter: Parameters = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check, measure a step, say what it would take")] = False,
-) -> None:
+def train(preset: Preset = "study", parameter: Pairs = None, dry_run: Measured = False) -> None:
     """One run of notebooks/10_train through papermill; under torchrun, without the notebook."""
     parameters = parse_parameters(parameter)
     if dry_run or "RANK" in os.environ:
@@ -45,13 +52,13 @@ def train(
 @app.command()
 def sweep(
     grid: Path,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, list the runs, start none")] = False,
-    status: Annotated[bool, typer.Option("--status", help="list the runs and their state")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try failed runs again")] = False,
-    slots: Annotated[int, typer.Option(help="runs at a time here; 0: one per GPU, else per core")] = 0,
-    cluster: Annotated[Path | None, typer.Option(help="YAML of a Dask cluster to run on instead")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write the registry of these runs to, afterwards")] = None,
-    parameter: Parameters = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="check everything, list the runs, start none")] = False,
+    status: Annotated[bool, Option("--status", help="list the runs and their state")] = False,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="try failed runs again")] = False,
+    slots: Annotated[int, Option(help="runs at a time here; 0: one per GPU, else per core")] = 0,
+    cluster: Annotated[Path | None, Option(help="YAML of a Dask cluster to run on instead")] = None,
+    out: Annotated[Path | None, Option(help="folder to write the registry of these runs to, afterwards")] = None,
+    parameter: Pairs = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
     _stop_cleanly()
@@ -66,21 +73,15 @@ def sweep(
     for row in runs[runs["state"] == "failed"].itertuples():
         print(f"failed: {row.run_id}: {row.reason}")
     print(", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items()))
-    if not (dry_run or status) and not (runs["state"] == "done").all():
-        sys.exit(1)
+    sys.exit(not (dry_run or status or (runs["state"] == "done").all()))
 
 
 @app.command()
-def figures(
-    results: Path,
-    only: Annotated[str, typer.Option(help="start of a notebook's name, as 32")] = "",
-    parameter: Parameters = None,
-) -> None:
+def figures(results: Path, only: Only = "", parameter: Pairs = None) -> None:
     """Figures and tables of a registry, by the notebooks 31 to 38, from its numbers alone."""
     outcomes = bidir.make_figures(results, only, **parse_parameters(parameter))
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
-    if any(outcome.startswith("failed") for outcome in outcomes.values()):
-        sys.exit(1)
+    sys.exit(any(outcome.startswith("failed") for outcome in outcomes.values()))
 
 
 @app.command()
@@ -91,10 +92,7 @@ def report(results: list[Path], out: Path = Path("results/report.html")) -> None
 
 
 @app.command()
-def benchmark(
-    out: Annotated[Path | None, typer.Option(help="CSV to write, as results/scenes/cost.csv")] = None,
-    parameter: Parameters = None,
-) -> None:
+def benchmark(out: Csv = None, parameter: Pairs = None) -> None:
     """Time and memory of a training step, part by part, on this machine."""
     table = bidir.cost(RunConfig.from_parameters(parse_parameters(parameter)))
     print(table.drop(columns="what").to_string(index=False), table["what"][0], sep="\n")
@@ -104,14 +102,9 @@ def benchmark(
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="voc | coco")],
-    source: Annotated[Path, typer.Argument(help="the dataset as published")],
-    out: Annotated[Path, typer.Argument(help="folder to make: what data_root then names")],
-    sbd: Annotated[Path | None, typer.Option(help="SBD as published: adds the list train_aug")] = None,
-    download: Annotated[bool, typer.Option("--download", help="fetch VOC and SBD where they are lacking")] = False,
-    any_count: Annotated[bool, typer.Option("--any-count", help="accept other counts than the published")] = False,
+    dataset: str, source: Path, out: Path, sbd: Sbd = None, download: Download = False, any_count: AnyCount = False
 ) -> None:
-    """VOC 2012 or COCO 2014 to the layout that training reads: lists, masks, image labels, manifest."""
+    """VOC 2012 or COCO 2014 (voc | coco) as published, to the layout that training reads, in a folder OUT."""
     if dataset == "voc":
         folder = bidir.prepare_voc(source, out, sbd, download, any_count)
     elif dataset != "coco":
@@ -125,7 +118,7 @@ def prepare(
 
 
 @app.command("check-data")
-def check_data(preset: Preset = "study", parameter: Parameters = None) -> None:
+def check_data(preset: Preset = "study", parameter: Pairs = None) -> None:
     """Look at every file of a dataset: class balance, sizes, and all problems at once."""
     bidir.describe_dataset(RunConfig.from_parameters(parse_parameters(parameter), preset))
 
@@ -142,7 +135,7 @@ def predict(
 
 @app.command("pseudo-masks")
 def pseudo_masks(
-    checkpoint: Path, part: str, out: Path, map_name: Map = "seed", protocol: str = "ms", parameter: Parameters = None
+    checkpoint: Path, part: str, out: Path, map_name: Map = "seed", protocol: str = "ms", parameter: Pairs = None
 ) -> None:
     """Pseudo-masks of a split (train | val) as VOC palette PNG, for a second-stage model."""
     table = bidir.export_pseudo_masks(checkpoint, part, out, map_name, protocol, **parse_parameters(parameter))
@@ -151,11 +144,7 @@ def pseudo_masks(
 
 @app.command()
 def evaluate(
-    checkpoint: Path,
-    out: Annotated[Path | None, typer.Option(help="folder for per_class.csv and per_image.csv")] = None,
-    protocol: Annotated[list[str] | None, typer.Option(help="raw | ms | crf; default: raw and ms")] = None,
-    part: str = "val",
-    parameter: Parameters = None,
+    checkpoint: Path, out: Tables = None, protocol: Protocols = None, part: str = "val", parameter: Pairs = None
 ) -> None:
     """Scores of every map of a checkpoint; under torchrun the processes share the images."""
     scores = bidir.score(checkpoint, protocol or ("raw", "ms"), part, **parse_parameters(parameter))
@@ -168,25 +157,15 @@ def evaluate(
 
 @app.command("voc-archive")
 def voc_archive(
-    checkpoint: Path,
-    out: Annotated[Path, typer.Argument(help="the .tgz to write")],
-    names: Annotated[str, typer.Option("--list", help="list in ImageSets/Segmentation")] = "test",
-    protocol: str = "crf",
-    parameter: Parameters = None,
+    checkpoint: Path, out: Path, names: List = "test", protocol: str = "crf", parameter: Pairs = None
 ) -> None:
-    """Branch-S's masks of a list as the archive that VOC's test server takes."""
+    """Branch-S's masks of a list as the archive (.tgz) that VOC's test server takes."""
     print(bidir.export_voc_archive(checkpoint, names, out, protocol, **parse_parameters(parameter)))
 
 
 @app.command("import")
-def import_(
-    weights: Annotated[Path, typer.Argument(help="a state dict of the reference implementation")],
-    out: Annotated[Path, typer.Argument(help="checkpoint.pt to write")],
-    classes: Annotated[Path | None, typer.Option(help="names, background first; default: VOC's twenty")] = None,
-    preset: Preset = "voc",
-    parameter: Parameters = None,
-) -> None:
-    """A checkpoint of the reference implementation as one of ours, every tensor accounted for."""
+def import_(weights: Path, out: Path, classes: Classes = None, preset: Preset = "voc", parameter: Pairs = None) -> None:
+    """A state dict of the reference implementation as a checkpoint.pt of ours, every tensor accounted for."""
     if classes and not classes.is_file():
         raise ConfigError(f"--classes {classes}: no such file")
     config = RunConfig.from_parameters(parse_parameters(parameter), preset)
@@ -194,17 +173,14 @@ def import_(
 
 
 @app.command()
-def export(
-    checkpoint: Path, out: Path, push_to: Annotated[str, typer.Option(help="user/name on the hub to upload it to")] = ""
-) -> None:
+def export(checkpoint: Path, out: Path, push_to: Hub = "") -> None:
     """A model as safetensors with its configuration and a model card; load_network(OUT) loads it back."""
     print(bidir.export_model(checkpoint, out, push_to))
 
 
 def parse_parameters(pairs: list[str] | None) -> dict:
     """``name=value`` strings to values, read as YAML."""
-    wrong = [pair for pair in pairs or () if "=" not in pair]
-    if wrong:
+    if wrong := [pair for pair in pairs or () if "=" not in pair]:
         raise ConfigError(f"-p {wrong[0]}: write it as name=value")
     return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs or ())}
 

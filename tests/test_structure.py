@@ -20,7 +20,7 @@ FILES = sorted((ROOT / "bidir").rglob("*.py"))
 ROOMS = "config/checked/presets/atomic/progress -> method -> data -> run -> study, apply, teach -> cli"
 # most lines, of what trains and evaluates a run (without data/make), and of the whole package; above the 3,000 and
 # 5,900 aimed at, by the training pass as teacher, the benchmark, the checks of settings
-CORE, ALL = 3000, 5970
+CORE, ALL = 3000, 5980
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -45,10 +45,8 @@ def model_card(config: dict[str, Any], classes: list[str], facts: dict[str, Any]
     weights = "Code: MIT. Mind the licences of the encoder's initial weights and of the training images."
     limited = config["encoder"].startswith("mit_") and config["encoder_weights"] != "random"
     if limited:
-        weights = (
-            "The ImageNet weights of Mix Transformers (`nvidia/mit-b*`) are for non-commercial use, and so is what "
-        )
-        weights += "starts from them."
+        weights = "The ImageNet weights of Mix Transformers (`nvidia/mit-b*`) are for non-commercial use, "
+        weights += "and so is what starts from them."
     source = "masks" if config["supervision"] == "full" else "image-level labels"
     images = facts.get("train_images", "unknown number of")
     settings = "\n".join(f"| {name} | {config[name]} |" for name in TOLD)

@@ -21,28 +21,23 @@ def export_pseudo_masks(
 ) -> pd.DataFrame:
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
 
-    Uses the dataset's image labels and opens no mask; ids are those of the dataset's own masks.
-    ``where`` may override configuration fields such as ``data_root``. A call that was stopped goes on; several
-    processes share the images. Returns and writes the table that ``predict`` does."""
+    Uses the dataset's image labels and mask ids, opens no mask. ``where`` overrides fields, such as ``data_root``. A
+    stopped call goes on; several processes share the images. Returns and writes the table that ``predict`` does."""
     network, config, class_names = open_model(checkpoint, **where)
     split = own_split(config, part, class_names)
     return segment(network, config, split, Path(out_dir), True, map_name, protocol, overlays=False, resume=True)
 
 
 def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
-    """Branch-S's masks of the images in the list ``names`` (``test``) as the archive that VOC's test server takes.
-
-    ``out`` ends in ``.tgz``; the masks are made beside it first, and a call that was stopped goes on. Needs neither
-    labels nor masks. Errors: ``DataError``, ``WeightsError``."""
+    """Branch-S's masks of the list ``names`` (``test``), without labels, as the archive that VOC's test server takes.
+    ``out``: a ``.tgz``; the masks stay beside it, a stopped call goes on. Errors: ``DataError``, ``WeightsError``."""
     network, config, class_names = open_model(checkpoint, **where)
-    out = Path(out)
+    root, out = resolve(config.data_root), Path(out)
     if list(class_names) != VOC_CLASSES:
         raise DataError(f"the test server scores VOC's twenty classes; the model knows {', '.join(class_names)}")
     if out.suffix != ".tgz":
         raise DataError(f"{out}: the archive is a .tgz")
-    root = resolve(config.data_root)
-    listed = read_list(root / "ImageSets" / "Segmentation" / f"{names}.txt")
-    images = [root / "JPEGImages" / f"{name}.jpg" for name in listed]
+    images = [root / f"JPEGImages/{name}.jpg" for name in read_list(root / f"ImageSets/Segmentation/{names}.txt")]
     split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
     inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
     folder = out.with_name(f"{out.stem}_masks") / inside

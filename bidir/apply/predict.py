@@ -36,14 +36,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def predict(
-    checkpoint: str | Path,
-    images: str | Path | list[Path],
-    out_dir: str | Path,
-    labels: dict[str, list[str]] | None = None,
-    map_name: str = "branch_s",
-    protocol: str = "raw",
-    overlays: bool = True,
-) -> pd.DataFrame:
+    checkpoint: str | Path, images: str | Path | list[Path], out_dir: str | Path,
+    labels: dict[str, list[str]] | None = None, map_name: str = "branch_s", protocol: str = "raw", overlays: bool = True
+) -> pd.DataFrame:  # fmt: skip
     """Segment images of one's own; writes ``<name>.png`` (VOC palette) and ``<name>_overlay.png``.
 
     Args: ``images`` a file, a folder or a list; ``labels`` by file stem, for all images or none;
@@ -64,11 +59,8 @@ def predict(
 
 def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part: str = "val", **where: Any) -> Scores:
     """Scores of a checkpoint's maps on ``part`` of its dataset, by any number of processes the same.
-
-    ``where`` may override configuration fields such as ``data_root``, ``val_list`` or ``eval_scales``.
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
-    unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
-    if unknown:
+    ``where``: fields of the configuration to override. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
+    if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
         raise ConfigError(f"protocol = {unknown[0]!r}: choose of {', '.join(PROTOCOLS)}")
     if "crf" in protocols:
         load_crf()
@@ -81,22 +73,15 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
 
 
 def segment(
-    network: DualBranchNetwork,
-    config: RunConfig,
-    split: Split,
-    out: Path,
-    labels_given: bool,
-    map_name: str,
-    protocol: str,
-    overlays: bool,
-    resume: bool = False,
-) -> pd.DataFrame:
+    network: DualBranchNetwork, config: RunConfig, split: Split, out: Path, labels_given: bool, map_name: str,
+    protocol: str, overlays: bool, resume: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     if map_name not in MAPS or protocol not in PROTOCOLS or not makes(protocol, map_name):
         known = f"maps {', '.join(MAPS)}; protocols raw, ms (not y_s), crf (branch_s alone)"
         raise ConfigError(f"map = {map_name!r} with protocol = {protocol!r}: {known}")
     if protocol == "crf":
         load_crf()
-    if distributed.rank() == 0:
+    if (rank := distributed.rank()) == 0:
         split.check(masks=False)
         if resume:
             _begin(out, network, config, split, map=map_name, protocol=protocol)
@@ -104,8 +89,7 @@ def segment(
     dataset, device = WholeImages(split, config.eval_size, masks=False), next(network.parameters()).device
     labels, ids = split.labels.copy(), np.arange(256, dtype=np.uint8)
     ids[: len(split.mask_ids)] = split.mask_ids  # as the dataset's own masks have them
-    mine = range(distributed.rank(), len(split), distributed.count())
-    for index in bar(mine, map_name, hidden=distributed.rank() > 0):
+    for index in bar(range(rank, len(split), distributed.count()), map_name, hidden=rank > 0):
         path = out / f"{split.names[index]}.png"
         if resume and path.is_file():
             continue
@@ -125,7 +109,7 @@ def segment(
     present = [" ".join(np.array(split.class_names)[row]) for row in labels]
     table = pd.DataFrame({"image": split.names, "labels": present, "labels_from": source, "map": map_name,
                           "protocol": protocol})  # fmt: skip
-    if distributed.rank() == 0:
+    if rank == 0:
         write_text(out / "predictions.csv", table.to_csv(index=False))
     return table
 
@@ -143,9 +127,8 @@ def _begin(out: Path, network: DualBranchNetwork, config: RunConfig, split: Spli
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    maker = {"model": digest.hexdigest(), "images": split.manifest(), "settings": config.identity()}
-    maker |= {**how, "ids": split.mask_ids}
-    path, made = out / "made_by.json", json.dumps(maker)
+    maker = {"model": digest.hexdigest(), "images": split.manifest(), "settings": config.identity(), **how}
+    path, made = out / "made_by.json", json.dumps({**maker, "ids": split.mask_ids})
     if path.read_text() != made if path.is_file() else any(out.glob("*.png")):
         raise DataError(f"{out} holds masks of another model, dataset, map, protocol or setting; give another folder")
     write_text(path, made)
@@ -172,8 +155,7 @@ def image_paths(images: str | Path | list[Path]) -> list[Path]:
     paths = [Path(p) for p in ([images] if isinstance(images, (str, Path)) else images)]
     if isinstance(images, (str, Path)) and paths[0].is_dir():
         paths = sorted(p for p in paths[0].iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    missing = [p for p in paths if not p.is_file()]
-    if missing or not paths:
+    if (missing := [p for p in paths if not p.is_file()]) or not paths:
         raise DataError(f"{missing[0] if missing else images}: no image there")
     stem, count = Counter(p.stem for p in paths).most_common(1)[0]
     if count > 1:
@@ -185,8 +167,6 @@ def _given_labels(paths: list[Path], labels: dict[str, list[str]], class_names: 
     for path in paths:
         if not labels.get(path.stem):
             raise DataError(f"no labels given for image {path.stem!r}; give them for all images or for none")
-        unknown = set(labels[path.stem]) - set(class_names)
-        if unknown:
-            known = ", ".join(class_names)
-            raise DataError(f"image {path.stem!r}: label {sorted(unknown)[0]!r}; the model knows {known}")
+        if unknown := sorted(set(labels[path.stem]) - set(class_names)):
+            raise DataError(f"image {path.stem!r}: label {unknown[0]!r}; the model knows {', '.join(class_names)}")
     return label_matrix([labels[path.stem] for path in paths], class_names)

@@ -78,20 +78,16 @@ def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
 def write_tables(jobs: list[Job], out: str | Path) -> None:
     """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to.
 
-    Runs that ``out`` already holds as finished stay, though their folders be gone or on another machine: a run's id
-    names its configuration and its data. Errors: ``ConfigError`` if ``out`` holds finished runs that are none of the
-    jobs': a registry loses none."""
+    Finished runs that ``out`` already holds stay, though their folders be gone or on another machine: a run's id names
+    its configuration and data. Errors: ``ConfigError`` if some are none of the jobs': a registry loses none."""
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
     tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
     if (resolve(out) / "runs.parquet").is_file():
         before = read_registry(out)
         done = set(before["runs"].query("state == 'done'")["run_id"])
-        strange = sorted(done - set(grids["run_id"]))
-        if strange:
-            raise ConfigError(
-                f"{out} holds {len(strange)} finished runs that this grid file does not name, {strange[0]} for one; "
-                "choose another --out"
-            )
+        if strange := sorted(done - set(grids["run_id"])):
+            held = f"{len(strange)} finished runs that this grid file does not name, {strange[0]} for one"
+            raise ConfigError(f"{out} holds {held}; choose another --out")
         kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
         for name, table in tables.items():
             parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
@@ -143,15 +139,12 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
 
 def run_study(folder: Path) -> Path:
     """The grid ``first_look``, its registry, figures and report, all in ``folder``; what is finished is not repeated.
-
     Returns the report. Errors: ``ChildProcessError`` naming a run that failed."""
     runs, report = folder / "runs", folder / "report.html"
     jobs = read_grid(notebooks_folder() / "grids/first_look.yaml", runs_dir=str(runs))
-    lacking = run_batch(jobs, retry_failed=True).query("state != 'done'")
-    for run in lacking.itertuples():
+    for run in run_batch(jobs, retry_failed=True).query("state != 'done'").itertuples():
         raise ChildProcessError(f"{run.run_id} is {run.state}: {run.reason}")
-    newest = max(job.folder.done.stat().st_mtime for job in jobs)
-    if not report.is_file() or report.stat().st_mtime < newest:
+    if not report.is_file() or report.stat().st_mtime < max(job.folder.done.stat().st_mtime for job in jobs):
         write_tables(jobs, folder)
         for name, outcome in make_figures(folder, "30", runs_dir=str(runs)).items():
             print(f"{name}: {outcome}", flush=True)

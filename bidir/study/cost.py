@@ -48,10 +48,9 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
     network, model, optimizer = build(config, len(split.class_names), accelerator)
     ends = []
     for step, batch in enumerate(training_batches(config, split, accelerator)):
-        row = train_step(network, model, optimizer, batch, config, step, accelerator)
-        float(row["loss"])  # waits for the device
+        float(train_step(network, model, optimizer, batch, config, step, accelerator)["loss"])  # waits for the device
         ends.append(time.perf_counter())
-    return {**_spread(np.diff(ends)[-steps:]), "peak_memory_mib": peak_memory_mib(accelerator.device), "steps": steps}
+    return _measured(np.diff(ends)[-steps:], accelerator.device)
 
 
 def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
@@ -62,7 +61,7 @@ def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
     batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2)
     maps = torch.rand(count, 3, side // 2, side // 2)
     seconds = Timer(lambda: refinement(batch, config)(maps), "gc.enable()").repeat(3 + steps, 1)
-    return {**_spread(seconds[3:]), "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": steps}
+    return _measured(seconds[3:])
 
 
 def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
@@ -73,8 +72,7 @@ def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
     sizes = split.check(masks=True, progress=False)
     seconds = Timer(lambda: evaluate(network, split, sizes, config, progress=False), "gc.enable()").repeat(3, 1)
-    spread = _spread(np.divide(seconds, len(split)))
-    return {**spread, "peak_memory_mib": peak_memory_mib(torch.device("cpu")), "steps": len(split)}
+    return {**_measured(np.divide(seconds, len(split))), "steps": len(split)}
 
 
 def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> dict[str, float]:
@@ -94,13 +92,13 @@ def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> di
             seconds.append(time.perf_counter() - began)
             if number + 1 in (100, images):
                 resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20)
-    ratio = round(resident[1] / resident[0], 3)
-    return {**_spread(seconds), "peak_memory_mib": resident[1], "memory_ratio": ratio, "steps": images}
+    return {**_measured(seconds), "peak_memory_mib": resident[1], "memory_ratio": round(resident[1] / resident[0], 3)}
 
 
-def _spread(seconds: Any) -> dict[str, float]:
-    names = ("seconds_per_step", "seconds_least", "seconds_most")
-    return {name: round(float(f(seconds)), 4) for name, f in zip(names, (median, min, max), strict=True)}
+def _measured(seconds: Any, device: torch.device | None = None) -> dict[str, float]:
+    found = {"seconds_per_step": median(seconds), "seconds_least": min(seconds), "seconds_most": max(seconds)}
+    found = {name: round(float(value), 4) for name, value in found.items()}
+    return {**found, "peak_memory_mib": peak_memory_mib(device or torch.device("cpu")), "steps": len(seconds)}
 
 
 def _apart(function: Callable[..., dict[str, float]], *given: Any) -> dict[str, float]:
@@ -144,8 +142,8 @@ def forecast(config: RunConfig) -> str:
 def cost(config: RunConfig) -> pd.DataFrame:
     """A row per part and setting, each measured in a process of its own: part, setting, seconds (median, least, most),
     peak memory, both also as ratio to full supervision in the same setting, steps, and what it was measured on."""
-    rows, device = [], torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
-    on = machine(device)
+    on = machine(torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"))
+    rows, what = [], f"{on['hardware']}, {on['threads']} threads"
     for setting, changes in SETTINGS.items():
         jobs = {part: (measure, config.replace(**changes, **axes)) for part, axes in METHODS.items()}
         if "encoder" not in changes:
@@ -159,5 +157,5 @@ def cost(config: RunConfig) -> pd.DataFrame:
             if function is measure:
                 row["ratio"] = round(row["seconds_per_step"] / base["seconds_per_step"], 3)
                 row["memory_ratio"] = round(row["peak_memory_mib"] / base["peak_memory_mib"], 3)
-            rows.append({"part": part, "setting": setting, **row, "what": f"{on['hardware']}, {on['threads']} threads"})
+            rows.append({"part": part, "setting": setting, **row, "what": what})
     return pd.DataFrame(rows)

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, fields
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from bidir.method.network import DualBranchNetwork
 from bidir.run.folder import RunFolder
 from bidir.run.preflight import check_config, check_files, check_machine
 
-FILE_KEYS, GRID_KEYS = {"preset", "fixed", "seeds", "grids"}, {"fixed", "seeds", "axes", "cases"}
-DATA_FIELDS = ["data_root", *(field.name for group in (Data, Scenes) for field in fields(group))]
+data_of = attrgetter("data_root", *(field.name for group in (Data, Scenes) for field in fields(group)))
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,23 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
     ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
     grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``."""
     path, jobs, manifests = resolve(path), [], {}
-    content = read_yaml(path, FILE_KEYS)
+    content = read_yaml(path, {"preset", "fixed", "seeds", "grids"})
     if not isinstance(content.get("grids"), dict) or not content["grids"]:
         raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
     for name, grid in content["grids"].items():
         where, first = f"{path.name}, grid {name!r}", len(jobs)
         fixed, seeds, axes, cases = _parts(content, grid, overrides, where)
-        for case in cases:
-            for values in product(*axes.values()):
-                cell = {**case, **dict(zip(axes, values, strict=True))}
-                for seed in seeds:
-                    try:
-                        values = {**fixed, **cell, "seed": seed}
-                        config = RunConfig.from_parameters(values, content.get("preset", "study"))
-                        check_config(config)
-                    except ConfigError as error:
-                        raise ConfigError(f"{where}, {cell}: {error}") from error
-                    key = tuple(getattr(config, field) for field in DATA_FIELDS)
-                    if key not in manifests:
-                        manifests[key] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
-                    jobs.append(Job(name, cell, config, RunFolder.of(config, manifests[key])))
+        for case, values, seed in product(cases, product(*axes.values()), seeds):
+            cell = {**case, **dict(zip(axes, values, strict=True))}
+            try:
+                config = RunConfig.from_parameters({**fixed, **cell, "seed": seed}, content.get("preset", "study"))
+                check_config(config)
+            except ConfigError as error:
+                raise ConfigError(f"{where}, {cell}: {error}") from error
+            data = data_of(config)
+            if data not in manifests:
+                manifests[data] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
+            jobs.append(Job(name, cell, config, RunFolder.of(config, manifests[data])))
         twice = Counter(job.folder.run_id for job in jobs[first:]).most_common(1)[0]
         if twice[1] > 1:
             raise ConfigError(f"{where}: two of its cells or seeds are one run, {twice[0]}; it would count twice")
@@ -75,37 +72,29 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
 
 def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> tuple[dict, list, dict, list]:
     """A grid's fixed parameters, seeds, axes and cases. Errors: ``ConfigError``."""
-    require_keys(grid, GRID_KEYS, where)
+    require_keys(grid, {"fixed", "seeds", "axes", "cases"}, where)
     seeds, axes, cases = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {}), grid.get("cases", [{}])
     parts = [content.get("fixed", {}), grid.get("fixed", {}), axes, *(cases if isinstance(cases, list) else [cases])]
-    wrong = [part for part in parts if not isinstance(part, dict)]
-    if wrong:
+    if wrong := [part for part in parts if not isinstance(part, dict)]:
         raise ConfigError(f"{where}: {wrong[0]!r} needs to be a dictionary from parameter to value")
     lists = {**axes, "seeds": seeds, "cases": cases}
-    wrong = [key for key, values in lists.items() if not isinstance(values, list) or not values]
-    if wrong:
+    if wrong := [key for key, values in lists.items() if not isinstance(values, list) or not values]:
         raise ConfigError(f"{where}: {wrong[0]} = {lists[wrong[0]]!r} needs to be a list that is not empty")
     if any("seed" in part for part in [*parts, overrides]):
         raise ConfigError(f"{where}: seed is set by the list seeds")
-    set_here = set(axes).union(*cases) & overrides.keys()
-    if set_here:
-        raise ConfigError(f"{where}: {sorted(set_here)[0]} varies there and cannot be given for all runs")
+    if set_here := sorted(set(axes).union(*cases) & overrides.keys()):
+        raise ConfigError(f"{where}: {set_here[0]} varies there and cannot be given for all runs")
     return {**parts[0], **parts[1], **overrides}, seeds, axes, cases
 
 
 def plan(jobs: list[Job]) -> pd.DataFrame:
     """One row per cell and seed: grid, case, seed, run_id, state, step, iterations, seconds, reason of a failure."""
-    rows, known = [], {}
-    for job in jobs:
-        folder = job.folder
-        if folder.run_id not in known:
-            known[folder.run_id] = {
-                "state": folder.state(), "step": folder.last_step(), "iterations": job.config.iterations,
-                "seconds": folder.facts().get("seconds"), "reason": folder.reason(),
-            }  # fmt: skip
-        rows.append({"grid": job.grid, "case": job.cell, "seed": job.config.seed, "run_id": folder.run_id,
-                     **known[folder.run_id]})  # fmt: skip
-    return pd.DataFrame(rows)
+    runs = {job.folder.run_id: (job.folder, job.config.iterations) for job in jobs}
+    known = {run_id: {"state": folder.state(), "step": folder.last_step(), "iterations": iterations,
+                      "seconds": folder.facts().get("seconds"), "reason": folder.reason()}
+             for run_id, (folder, iterations) in runs.items()}  # fmt: skip
+    return pd.DataFrame([{"grid": job.grid, "case": job.cell, "seed": job.config.seed, "run_id": job.folder.run_id,
+                          **known[job.folder.run_id]} for job in jobs])  # fmt: skip
 
 
 def progress_table(jobs: list[Job]) -> pd.DataFrame:
@@ -118,12 +107,9 @@ def progress_table(jobs: list[Job]) -> pd.DataFrame:
             seconds += folder.metrics.stat().st_mtime - folder.provenance.stat().st_mtime
             left = tqdm.format_interval(seconds * (iterations - step) / step)
             clock = f"{left} left" if step < iterations else "scoring"
-        row = {
-            "run": job.name, "state": state, "iteration": f"{step} of {iterations}",
-            "last": folder.reason() or last_value(folder),
-            "time": f"took {tqdm.format_interval(seconds)}" if state == "done" else clock,
-        }  # fmt: skip
-        rows.append(row)
+        clock = f"took {tqdm.format_interval(seconds)}" if state == "done" else clock
+        rows.append({"run": job.name, "state": state, "iteration": f"{step} of {iterations}",
+                     "last": folder.reason() or last_value(folder), "time": clock})  # fmt: skip
     return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["state"]))).set_index("run")
 
 
@@ -136,14 +122,11 @@ def last_value(folder: RunFolder) -> str:
 
 
 def check(jobs: list[Job], here: bool = True) -> None:
-    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights,
-    and, if the runs take place ``here``, lacking hardware and packages.
-
-    Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
+    """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights; if
+    the runs take place ``here``, hardware and packages. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     data, models = {}, {}
     for config in (job.config for job in jobs):
-        key = (*(getattr(config, f) for f in DATA_FIELDS), config.crop_size, config.scale_max)
-        data.setdefault((*key, config.supervision == "full"), config)
+        data.setdefault((data_of(config), config.crop_size, config.scale_max, config.supervision == "full"), config)
         models.setdefault((config.encoder, config.encoder_weights), config)
     for config in data.values():
         check_files(open_split(config, "train"), open_split(config, "val"), config, progress=False)
@@ -169,6 +152,5 @@ def require_keys(content: Any, keys: set[str], where: str) -> None:
     """``ConfigError`` if ``content`` of a YAML file is no dictionary, or has a key that is none of ``keys``."""
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: needs to be a dictionary with {', '.join(sorted(keys))}")
-    unknown = set(content) - keys
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(keys))}")
+    if unknown := sorted(set(content) - keys):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(sorted(keys))}")

@@ -60,24 +60,16 @@ class OwnKernel(AsyncKernelManager):
 
 
 def run_notebook(
-    name: str,
-    parameters: dict[str, Any],
-    output: Path,
-    log: TextIO | None = None,
-    ended: Callable[[], bool] = OwnKernel.ended,
+    name: str, parameters: dict, output: Path, log: TextIO | None = None, ended: Callable[[], bool] = OwnKernel.ended
 ) -> None:
     """Execute ``notebooks/<name>.ipynb`` with ``parameters``; its progress bars go to ``log`` (standard error).
-
-    Errors: ``NotebookError`` if a cell fails, the kernel dies or ``ended`` ends it; the notebook up to there is kept
-    beside ``output`` under the name ``*.failed.ipynb``."""
+    Errors: ``NotebookError`` if a cell fails or the kernel dies or is ended; ``*.failed.ipynb`` is then kept."""
     output.parent.mkdir(parents=True, exist_ok=True)
     draft, source = output.with_suffix(".failed.ipynb"), notebooks_folder() / f"{name}.ipynb"
     kernel = type("Kernel", (OwnKernel,), {"ended": staticmethod(ended)})
     try:
-        papermill.execute_notebook(
-            source, draft, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False,
-            stderr_file=log or sys.stderr, kernel_manager_class=kernel,
-        )  # fmt: skip
+        papermill.execute_notebook(source, draft, parameters, kernel_name="python3", kernel_manager_class=kernel,
+                                   progress_bar=False, stderr_file=log or sys.stderr, cwd=source.parent)  # fmt: skip
     except PapermillExecutionError as error:
         raise NotebookError(error.ename, error.evalue) from error
     except (DeadKernelError, RuntimeError) as error:  # the latter if it dies while it starts
@@ -92,10 +84,8 @@ def notebooks_folder() -> Path:
 
 
 def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
-    """One run: ``10_train`` executed by papermill, the executed notebook kept in the run's folder.
-
-    Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails. A finished
-    run returns at once."""
+    """One run: ``10_train`` executed by papermill and kept in the run's folder; a finished run returns at once.
+    Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails."""
     config = RunConfig.from_parameters(parameters, preset)
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
     if not (folder.done.is_file() and folder.notebook.is_file()):
@@ -126,11 +116,10 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
 
 def write_report(results: list[str | Path], html: Path) -> None:
     """``40_report`` over one or more registries with their figures, as one HTML file that loads nothing."""
-    given, hidden = {"results": [str(path) for path in results], "folder": str(html.parent)}, Config()
-    hidden.TagRemovePreprocessor.enabled = True
-    hidden.TagRemovePreprocessor.remove_cell_tags = ("parameters", "injected-parameters")
+    given = {"results": [str(path) for path in results], "folder": str(html.parent)}
+    tags = Config(TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ("parameters", "injected-parameters")})
     with TemporaryDirectory() as folder:
         run_notebook("40_report", given, Path(folder) / "report.ipynb")
-        exporter = HTMLExporter(hidden, template_name="basic", exclude_input=True, exclude_anchor_links=True)
+        exporter = HTMLExporter(tags, template_name="basic", exclude_input=True, exclude_anchor_links=True)
         body, _ = exporter.from_filename(f"{folder}/report.ipynb")
     write_text(html, page(body, "Both branches teach, or one?"))

@@ -19,14 +19,13 @@ def meaning(name: str) -> str:
 
 
 def parameters_cells() -> tuple[str, str]:
-    """The two cells of parameters of ``10_train``: what matters first, and the rest by group; every value None (as the
-    preset says) with a plain type, its meaning and, in brackets, the default."""
+    """The two cells of parameters of ``10_train``; every value None (as the preset says), its meaning in a comment."""
     preset = f'preset: str = "study"  # {" | ".join(PRESETS)}: sets what is None below'
     first = [f"{MARK}: what matters first", preset, *map(_line, FIRST)]
     rest = f"{MARK}: the rest; None is what the preset says, in brackets its value in `study`"
     for group in GROUPS:
-        lines = [_line(name) for name in group.__pydantic_fields__ if name not in FIRST]
-        rest += "\n".join([f"\n\n# --- {group.__doc__}", *lines])
+        rest += f"\n\n# --- {group.__doc__}"
+        rest += "".join(f"\n{_line(name)}" for name in group.__pydantic_fields__ if name not in FIRST)
     return "\n".join(first), rest
 
 
@@ -55,7 +54,6 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
 
 def config_of(namespace: dict[str, Any]) -> RunConfig:
     """The configuration that ``10_train``'s parameters cells have set; None is what the preset says.
-
     Errors: ``ConfigError`` for a misspelt name, a wrong type or a wrong value."""
     given = given_parameters(namespace, ["preset", *FIELDS])
     preset = given.pop("preset", "study")

@@ -11,8 +11,6 @@ import pandas as pd
 
 from bidir.study.tables import DRAWS, Tables
 
-FOLDED = 8  # a table with more rows stands folded
-
 
 def page(body: str, title: str) -> str:
     """A whole HTML file that loads nothing and runs nothing: ``body`` with a table of contents of its h2 and h3."""
@@ -34,7 +32,7 @@ def table_html(table: pd.DataFrame, caption: str) -> str:
     with pd.option_context("display.max_colwidth", None):
         cells = table.rename_axis(columns=None).to_html(index=False, border=0)
     rows = f'<div class="scroll" tabindex="0">{cells}</div>'
-    if len(table) > FOLDED:
+    if len(table) > 8:
         return f"<details><summary>{prose(caption)} ({len(table)} rows)</summary>{rows}</details>"
     return f'<p class="caption">{prose(caption)}</p>{rows}'
 
@@ -47,8 +45,7 @@ def written_table(path: Path, title: str) -> str:
 
 
 def figure_html(path: Path, title: str, notebook: str, tables: Tables, start: Path) -> str:
-    """A figure (PNG) with its caption, and where it comes from: notebook, grid, runs, commits, numbers (a link from the
-    folder ``start``)."""
+    """A figure (PNG) with its caption and where it comes from; its numbers are a link from the folder ``start``."""
     name, caption = f"Figure {_number(path)} ({title})", path.with_suffix(".md").read_text().strip()
     image, csv = b64encode(path.read_bytes()).decode(), path.with_suffix(".csv")
     data, grids = pd.read_csv(csv), tables["grids"].set_index("run_id")["grid"]

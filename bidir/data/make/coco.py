@@ -24,22 +24,19 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -
     """COCO 2014: index masks with 81 classes, labels and lists of the images that show an object.
 
     ``source`` holds ``annotations/instances_{train,val}2014.json`` and the folders ``train2014``, ``val2014``.
-    Class i is the i-th of the categories by id, spaces in names written as ``_``. Where objects overlap the
-    smaller is in front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``.
-    """
+    Class i is the i-th of the categories by id, spaces in names written as ``_``; of two objects the smaller is in
+    front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
         raise DataError("COCO masks need pycocotools: pip install 'bidir[coco]'") from error
     source, out, coco = resolve(source), resolve(out), COCO()
     read = {part: _read_instances(source / f"annotations/instances_{part}2014.json") for part in ("train", "val")}
-    categories, others = (
-        sorted((c["id"], c["name"].replace(" ", "_")) for c in content["categories"]) for content, _ in read.values()
-    )
+    categories, others = (sorted((c["id"], c["name"]) for c in content["categories"]) for content, _ in read.values())
     if categories != others:
         raise DataError(f"{source}/annotations: train and val name different categories")
     ids = {category: i for i, (category, _) in enumerate(categories, 1)}
-    names = ["background", *(name for _, name in categories)]
+    names = ["background", *(name.replace(" ", "_") for _, name in categories)]
     shown = {part: _objects(content, ids, part) for part, (content, _) in read.items()}
     lists = {part: [Path(file).stem for file in images] for part, images in shown.items()}
     verify("coco", lists, any_count)
@@ -73,20 +70,18 @@ def _read_instances(path: Path) -> tuple[dict[str, Any], str]:
         content = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); was the download cut short?") from error
-    lacking = KEYS.keys() - set(content if isinstance(content, dict) else ())
-    if lacking:
-        raise DataError(f"{path}: no instance annotations, lacks {sorted(lacking)[0]!r}")
+    if lacking := sorted(KEYS.keys() - set(content if isinstance(content, dict) else ())):
+        raise DataError(f"{path}: no instance annotations, lacks {lacking[0]!r}")
     for kind, keys in KEYS.items():
         for number, one in enumerate(content[kind]):
-            if keys - one.keys():
-                raise DataError(f"{path}: number {number} of {kind} lacks {sorted(keys - one.keys())[0]!r}")
+            if lacking := sorted(keys - one.keys()):
+                raise DataError(f"{path}: number {number} of {kind} lacks {lacking[0]!r}")
     return content, digest(text)
 
 
 def _objects(content: dict[str, Any], ids: dict[int, int], part: str) -> dict[str, tuple[dict, list[dict]]]:
     """File name -> (image, its objects), of the images that have one, by name. Errors: ``DataError``."""
-    images = {image["id"]: image for image in content["images"]}
-    objects = defaultdict(list)
+    images, objects = {image["id"]: image for image in content["images"]}, defaultdict(list)
     for one in content["annotations"]:
         if one["category_id"] not in ids:
             wrong = f"category {one['category_id']} is not among the categories {sorted(ids)}"

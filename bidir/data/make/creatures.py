@@ -34,8 +34,7 @@ HABITATS: dict[str, tuple[Colour, Colour, Colour, Colour, str]] = {
 def draw_habitat(name: str, size: int, random: np.random.Generator) -> tuple[np.ndarray, float]:
     """A habitat (size, size, 3) float in 0..255 and the height of its horizon as a fraction."""
     sky_top, sky_low, far, near, growth = HABITATS[name]
-    horizon = random.uniform(0.3, 0.48)
-    rows = np.linspace(0, 1, size)[:, None, None]
+    horizon, rows = random.uniform(0.3, 0.48), np.linspace(0, 1, size)[:, None, None]
     sky = _blend(sky_top, sky_low, np.clip(rows / horizon, 0, 1))
     ground = _blend(far, near, np.clip((rows - horizon) / (1 - horizon), 0, 1) ** 0.7)
     pixels = np.where(rows < horizon, sky, ground).repeat(size, 1)
@@ -43,8 +42,7 @@ def draw_habitat(name: str, size: int, random: np.random.Generator) -> tuple[np.
     cloud = np.array(Image.fromarray(coarse.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC))
     pixels += (cloud * np.where(rows[..., 0] < horizon, 4, 10))[..., None]
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    x = np.linspace(0, 1, 30)
+    draw, x = ImageDraw.Draw(image), np.linspace(0, 1, 30)
     waves = [random.uniform(0.01, 0.035) * np.sin(2 * np.pi * (f * x + random.random())) for f in (1.3, 2.7)]
     hills = zip(x * size, (horizon - 0.04 + sum(waves)) * size, strict=True)
     draw.polygon([(0, horizon * size), *hills, (size, horizon * size)], fill=_shade(far, 0.86))
@@ -85,8 +83,7 @@ def draw_creature(
     _part(name, shape, head, part_size, behind=False)
     pixels = np.asarray(layer, dtype=np.float32).copy()
     rows = (np.arange(size)[:, None, None] - centre[1]) / length
-    fur = 1 + random.normal(0, 0.05, (size, size, 1))
-    pixels[..., :3] *= np.clip(1.06 - 0.28 * rows, 0.72, 1.18) * fur
+    pixels[..., :3] *= np.clip(1.06 - 0.28 * rows, 0.72, 1.18) * (1 + random.normal(0, 0.05, (size, size, 1)))
     return pixels
 
 
@@ -120,8 +117,7 @@ def _part(name: str, shape: Callable[..., None], head: np.ndarray, k: float, beh
                 shape(_bar(fork, fork + k * np.array([reach, -0.1]), 0.018 * k), dark)
                 shape(_bar(fork, fork + k * np.array([-reach, -0.07]), 0.018 * k), dark)
     elif name == "lion" and behind:
-        angle = np.linspace(0, 2 * np.pi, 41)[:-1]
-        radius = 0.235 * k * (1 + 0.12 * (np.arange(40) % 2))
+        angle, radius = np.linspace(0, 2 * np.pi, 41)[:-1], 0.235 * k * (1 + 0.12 * (np.arange(40) % 2))
         shape(head + (-0.05, 0.02) + np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1), (122, 66, 28))
     elif name == "ram" and not behind:
         turn, reach = np.linspace(-1.9, 3.6, 40), k * np.linspace(0.16, 0.05, 40)
@@ -136,8 +132,7 @@ def _part(name: str, shape: Callable[..., None], head: np.ndarray, k: float, beh
         shape(_oval(head + k * np.array([-0.13, 0.02]), 0.17 * k, 0.13 * k, 1.3), 0.76)
     elif name == "rhino" and not behind:
         nose = head + (0.16, 0.0)
-        front = np.array([(-0.05, 0.0), (0.05, 0.03), (0.12, -0.1), (0.13, -0.25), (0.03, -0.13)])
-        shape(nose + k * front, cream)
+        shape(nose + k * np.array([(-0.05, 0.0), (0.05, 0.03), (0.12, -0.1), (0.13, -0.25), (0.03, -0.13)]), cream)
         shape(nose + k * np.array([(-0.12, -0.05), (-0.05, -0.03), (-0.05, -0.14)]), cream)
 
 

@@ -27,8 +27,7 @@ SUPERSAMPLE = 3
 
 def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
     """One scene, fixed by (scenes_seed, index): image (S, S, 3) uint8, mask (S, S) uint8 of 0..6, 255 at edges."""
-    random = np.random.default_rng((config.scenes_seed, index))
-    size = config.scenes_size * SUPERSAMPLE
+    random, size = np.random.default_rng((config.scenes_seed, index)), config.scenes_size * SUPERSAMPLE
     count = int(random.choice(3, p=(0.45, 0.35, 0.2))) + 1
     kinds = [SCENE_CLASSES[i] for i in random.permutation(len(SCENE_CLASSES))[:count]]
     at_home = random.random() < config.scenes_context
@@ -46,9 +45,8 @@ def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
         centre = (x, feet - 0.42 * length)
         layer = draw_creature(kind, size, centre, length, config.scenes_part_size, config.scenes_similarity, random)
         shadow = np.exp(-(((columns - x) / (0.55 * length)) ** 2 + ((rows - feet) / (0.09 * length)) ** 2))
-        canvas *= (1 - 0.35 * shadow)[..., None]
         alpha = layer[..., 3:] / 255
-        canvas = canvas * (1 - alpha) + layer[..., :3] * alpha
+        canvas = canvas * (1 - 0.35 * shadow)[..., None] * (1 - alpha) + layer[..., :3] * alpha
         cover = _shrink(alpha[..., 0], config.scenes_size)
         mask[cover > 0.25] = IGNORE
         mask[cover > 0.75] = 1 + SCENE_CLASSES.index(kind)
@@ -59,7 +57,6 @@ def render_scene(config: Scenes, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def prepare_scenes(config: Scenes, data_root: Path) -> Path:
     """The folder of the generated dataset below ``data_root``, written once per setting of its knobs.
-
     Errors: ``DataError`` if the folder is there but was not finished."""
     knobs = {field.name: getattr(config, field.name) for field in fields(Scenes)}
     key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]
@@ -83,8 +80,7 @@ def _write(root: Path, config: Scenes, knobs: dict) -> None:
         (root / folder).mkdir(parents=True, exist_ok=True)
     total = config.scenes_train + config.scenes_val
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the work is in NumPy and Pillow
-        jobs = pool.map(partial(_write_scene, root, config), range(total))
-        rows = list(bar(jobs, "generate scenes", total))
+        rows = list(bar(pool.map(partial(_write_scene, root, config), range(total)), "generate scenes", total))
     names, train = [name for name, *_ in rows], config.scenes_train
     lines = {"ImageSets/Segmentation/train.txt": names[:train], "ImageSets/Segmentation/val.txt": names[train:],
              "image_labels.txt": map(" ".join, rows), "classes.txt": ("background", *SCENE_CLASSES),

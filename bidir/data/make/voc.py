@@ -39,17 +39,14 @@ def prepare_voc(
     Args: ``source`` holds ``VOCdevkit/VOC2012`` or is that folder; ``sbd`` holds ``cls/``, ``train.txt`` and
     ``val.txt``; ``download`` fetches what is lacking of both (torchvision); ``any_count`` accepts lists of other
     lengths than the published. Image labels come from the XML files. Errors: ``DataError``."""
-    out, archive = resolve(out), DATASET_YEAR_DICT["2012"]
-    published = (archive["url"], archive["filename"], archive["md5"])
+    out, published = resolve(out), (DATASET_YEAR_DICT["2012"][key] for key in ("url", "filename", "md5"))
     voc = _place("JPEGImages", resolve(source), "VOCdevkit/VOC2012", download, *published)
     if sbd:
-        published = (SBDataset.url, SBDataset.filename, SBDataset.md5)
+        published = SBDataset.url, SBDataset.filename, SBDataset.md5
         sbd = _place("cls", resolve(sbd), "benchmark_RELEASE/dataset", download, *published)
     folder = voc / "ImageSets" / "Segmentation"
-    lists = {name: read_list(folder / f"{name}.txt") for name in ("train", "val")}
-    if (folder / "test.txt").is_file():
-        lists["test"] = read_list(folder / "test.txt")
-    classes = {}
+    test = ["test"] if (folder / "test.txt").is_file() else []
+    lists, classes = {name: read_list(folder / f"{name}.txt") for name in ["train", "val", *test]}, {}
     if sbd:
         extra = {*read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")} - {*lists["val"], *lists["train"]}
         classes = {name: sbd / "cls" / f"{name}.mat" for name in sorted(extra)}
@@ -79,9 +76,7 @@ def prepare_voc(
 
 def _place(name: str, source: Path, inside: str, download: bool, url: str, archive: str, md5: str) -> Path:
     """The folder that holds the folder ``name``: ``source``, or ``inside`` it, where the ``archive`` unpacks to.
-
-    ``download`` fetches and unpacks that unless it was done, or one's own copy is there without the archive; goes on
-    after a stop. Errors: ``DataError``."""
+    ``download`` fetches and unpacks that, again after a stop, unless one's own copy is there. Errors: ``DataError``."""
     places, unpacked = (source, source / inside), source / f"{archive}.unpacked"
     own = any((place / name).is_dir() for place in places) and not (source / archive).is_file()
     if download and not own and not unpacked.is_file():
@@ -117,8 +112,7 @@ def verify(dataset: str, lists: dict[str, list[str]], any_count: bool) -> None:
         if len({*images}) < len(images):
             raise DataError(f"{dataset}: list {name} names {Counter(images).most_common(1)[0][0]} twice")
     for one, other in combinations(lists, 2):
-        shared = sorted({*lists[one]} & {*lists[other]}) if {one, other} != {"train", "train_aug"} else []
-        if shared:
+        if {one, other} != {"train", "train_aug"} and (shared := sorted({*lists[one]} & {*lists[other]})):
             raise DataError(f"{dataset}: {shared[0]} ({len(shared)} in all) is in {one} and in {other}; mixed up?")
 
 
@@ -137,12 +131,11 @@ def digest(content: str | bytes) -> str:
 
 def link(target: Path, path: Path) -> None:
     """A symbolic link, made once. Errors: ``DataError`` if something else is in its place."""
-    if path.is_symlink() and path.readlink() == target:
-        return
-    if path.is_symlink() or path.exists():
+    if not (path.is_symlink() or path.exists()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    elif not path.is_symlink() or path.readlink() != target:
         raise DataError(f"{path}: there already, and no link to {target}; give an empty folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(target)
 
 
 def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
@@ -160,8 +153,7 @@ def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[st
     manifest["sha256"]["SegmentationClass"] = masks.hexdigest()
     path = out / "manifest.json"
     before = json.loads(path.read_text())["sha256"] if path.is_file() else {}
-    changed = [name for name, digest in before.items() if manifest["sha256"].get(name) != digest]
-    if changed:
+    if changed := [name for name, digest in before.items() if manifest["sha256"].get(name) != digest]:
         raise DataError(f"{out}: {', '.join(changed)} changed since manifest.json was written; delete it to accept")
     for name, text in texts.items():
         write_text(out / name, text)
