@@ -7,7 +7,6 @@ from pathlib import Path
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside ``path``, then replace it: a reader, a kill or a full disk never meets half a file.
-
     Errors: ``OSError`` naming the path; what was there before is left intact."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -151,7 +151,6 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any], preset: str = "study") -> "RunConfig":
         """A configuration from a preset and overriding parameters.
-
         Errors: ``ConfigError`` for an unknown preset or parameter, a wrong type or value."""
         if preset not in PRESETS:
             raise ConfigError(f"preset = {preset!r}: choose one of {', '.join(PRESETS)}")

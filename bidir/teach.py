@@ -27,10 +27,7 @@ MOVED = (  # what a slider does when it moves: the frame of all values together,
 
 def heat(axis: Axes, image: Any, map: Any, limits: tuple[float, float] = (0, 1)) -> AxesImage:
     """Draw ``map`` (h, w), of any size, over ``image`` (H, W, 3) or (3, H, W) of 0..255, grey beneath it.
-
-    One scale for every map drawn with the same ``limits``; what lies beyond them is clipped. Returns what a colour bar
-    needs.
-    """
+    One scale for all maps of the same ``limits``, clipped there. Returns what a colour bar needs."""
     below = axis.imshow(picture(image).mean(2), cmap="gray", vmin=0, vmax=255)
     axis.set(xticks=[], yticks=[])
     style = {"cmap": "cividis", "vmin": limits[0], "vmax": limits[1], "alpha": 0.6}  # read the same by the colour-blind
@@ -85,10 +82,8 @@ def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
 
 def check(name: str, answer: Any, expected: Callable[[], Any], hint: Any, tolerance: float = 1e-3) -> None:
     """Print whether ``answer`` is what ``expected()`` computes now, or how far it is and a hint; never raises.
-
     Numbers, arrays and tensors may differ by ``tolerance``, words by case. ``...`` and None are no answer yet.
-    ``hint``: a sentence, or a function of the answer and of what was expected that returns one.
-    """
+    ``hint``: a sentence, or a function of the answer and of what was expected that returns one."""
     if answer is None or answer is ...:
         print(f"{name}: no answer yet." + (f" Hint: {hint}" if isinstance(hint, str) else ""))
         return

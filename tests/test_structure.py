@@ -18,9 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FILES = sorted((ROOT / "bidir").rglob("*.py"))
 # imports go to the left
 ROOMS = "config/checked/presets/atomic/progress -> method -> data -> run -> study, apply, teach -> cli"
-# most lines, of what trains and evaluates a run (without data/make), and of the whole package; above the 3,000 and
-# 5,900 aimed at, by the training pass as teacher, the benchmark, the checks of settings
-CORE, ALL = 3000, 5980
+# most lines, of what trains and evaluates a run (without data/make), and of the whole package
+CORE, ALL = 3000, 5900
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -17,7 +17,6 @@ TOLD = ("supervision", "object_aware_decoding", "propagation", "encoder", "encod
 
 def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card to the folder ``out``; returns it.
-
     ``load_network(out)`` loads it back. ``push_to``: a repository of the hub, ``user/name``, to upload it to.
     The card's results are those of the run that the checkpoint lies in. Errors: ``WeightsError``."""
     content, out = load_checkpoint(checkpoint), Path(out)

@@ -20,7 +20,6 @@ def export_pseudo_masks(
     checkpoint: str | Path, part: str, out_dir: str | Path, map_name: str = "seed", protocol: str = "ms", **where: Any
 ) -> pd.DataFrame:
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
-
     Uses the dataset's image labels and mask ids, opens no mask. ``where`` overrides fields, such as ``data_root``. A
     stopped call goes on; several processes share the images. Returns and writes the table that ``predict`` does."""
     network, config, class_names = open_model(checkpoint, **where)

@@ -40,7 +40,6 @@ def predict(
     labels: dict[str, list[str]] | None = None, map_name: str = "branch_s", protocol: str = "raw", overlays: bool = True
 ) -> pd.DataFrame:  # fmt: skip
     """Segment images of one's own; writes ``<name>.png`` (VOC palette) and ``<name>_overlay.png``.
-
     Args: ``images`` a file, a folder or a list; ``labels`` by file stem, for all images or none;
     ``map_name`` one of ``MAPS``. ``cam``, ``seed`` and ``y_c`` are made for the image labels: those given,
     else those that Branch-C predicts; the other maps see the image alone. Returns one row per image

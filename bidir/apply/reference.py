@@ -33,7 +33,6 @@ def reference_names(state: State) -> dict[str, str]:
 
 def import_reference(path: str | Path, out: str | Path, config: RunConfig, class_names: tuple[str, ...]) -> Path:
     """A reference checkpoint as one of ours, at ``out``; ``config`` names its encoder and how it was trained.
-
     Errors: ``WeightsError`` that lists every name without a counterpart, as the file has it, and every other shape."""
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(class_names))
     theirs, out = load_tensors(Path(path)), Path(out)

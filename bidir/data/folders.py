@@ -18,7 +18,6 @@ VOC_CLASSES = (
 
 def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
     """A split of a folder in VOC layout (JPEGImages, SegmentationClass, ImageSets/Segmentation).
-
     ``classes.txt`` in the folder, if there, lists the class names by mask id, background first;
     otherwise they are VOC's twenty. Errors: ``DataError`` naming the file and the fix."""
     root = root or resolve(config.data_root)
@@ -43,7 +42,6 @@ def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
 
 def read_folder(config: RunConfig, split: str) -> Split:
     """Images plus ``labels.csv`` with columns file, labels (names separated by spaces), optionally split.
-
     Masks, if any, stand in ``masks/`` as PNG with the image's stem: 0 background, i the i-th class.
     Errors: ``DataError`` naming the file and the fix."""
     root = resolve(config.data_root)

@@ -61,7 +61,6 @@ def augment(
 
 def _crop_axis(length: int, scale: float, size: int, u: float) -> tuple[int, int, int, int]:
     """One axis of a random crop of the scaled image, in source and in crop pixels.
-
     Returns: start and extent in the source, start and extent in the crop."""
     scaled = max(1, round(length * scale))
     if scaled <= size:  # the whole axis, at a random place in the crop
@@ -72,7 +71,6 @@ def _crop_axis(length: int, scale: float, size: int, u: float) -> tuple[int, int
 
 class StepSampler:
     """Batches of (epoch, index) for the steps start..iterations; one permutation per epoch.
-
     Process ``rank`` of ``world`` gets its share of every global batch."""
 
     def __init__(self, images: int, config: RunConfig, start: int = 0, rank: int = 0, world: int = 1) -> None:

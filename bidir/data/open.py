@@ -15,7 +15,6 @@ def dataset_manifest(train: Split, val: Split) -> str:
 
 def open_split(config: RunConfig, part: str) -> Split:
     """The images of ``part``: ``train`` or ``val``.
-
     With ``holdout`` above 0 a fixed random fraction of the training list becomes ``val`` and is
     left out of ``train``, so that settings can be tuned without touching the validation list."""
     if part not in ("train", "val"):

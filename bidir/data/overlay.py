@@ -13,7 +13,6 @@ from bidir.config import IGNORE
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """image (H, W, 3) uint8, mask (H, W) of 0..C and 255 -> (H, W, 3) uint8.
-
     Ignored pixels are hatched in grey. ``names`` of the C classes stand where ``named_regions`` says; (): none."""
     colour = voc_palette()[mask].astype(float)
     pixels = image.astype(float)

@@ -56,7 +56,6 @@ class Split:
 
     def read_mask(self, index: int) -> np.ndarray:
         """Mask (H, W) uint8 of class indices 0..C, ``IGNORE`` where unlabelled.
-
         Errors: ``DataError`` if there is no mask, it is damaged, of another size or names an unknown id."""
         if self.masks is None:
             raise DataError(f"{self.images[index]}: this dataset has no masks; evaluation needs them")
@@ -81,7 +80,6 @@ class Split:
 
     def check(self, masks: bool, progress: bool = True) -> np.ndarray:
         """Decode every image (and mask, if ``masks``) once; returns sizes (images, 2) as height, width.
-
         Errors: ``DataError`` that lists all problems, all files having been looked at."""
 
         def look(index: int) -> tuple[int, int] | str:

@@ -66,7 +66,6 @@ def entry(name: str) -> Entry:
 
 def make_encoder(config: Network) -> MixTransformer | TimmEncoder:
     """The encoder that the configuration names, with its weights loaded.
-
     Errors: ``ConfigError`` for an unknown encoder, ``WeightsError`` for weights that do not fit."""
     built_by = entry(config.encoder)
     named = config.encoder_weights == "imagenet"

@@ -18,7 +18,6 @@ def classification_loss(class_logits: Float[Tensor, "B C"], label: Float[Tensor,
 
 def dense_loss(logits: Float[Tensor, "B K h w"], target: Int[Tensor, "B h w"], kind: str) -> Float[Tensor, ""]:
     """Mean loss over the pixels whose target is not 255; 0 if there is none.
-
     ``ce``: cross-entropy over the K channels. ``bce``: binary cross-entropy of each channel against
     the one-hot target, mean over channels."""
     valid = target != IGNORE
@@ -42,7 +41,6 @@ def affinity_loss(
     affinity: Float[Tensor, "B N N"], token_label: Int[Tensor, "B N"], near: Bool[Tensor, "N N"]
 ) -> Float[Tensor, ""]:
     """L_aff: mean of 1 - a over pairs of equal label and of a over unequal, each count + 1, halved.
-
     Pairs farther apart than ``near`` allows, or with an ignored token, are left out."""
     known = token_label != IGNORE
     pairs = near & known[:, :, None] & known[:, None, :]

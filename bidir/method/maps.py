@@ -56,7 +56,6 @@ class SeedMaps(NamedTuple):
 
 def seed_maps(passes: Passes, batch: Batch, scales: tuple[float, ...], flip: bool) -> SeedMaps:
     """CAM: maximum over the flip pair, ReLU, sum over ``scales``. Background of P_s: mean over the pair, sum.
-
     Source: BMP (TNNLS 2024); without ``flip`` the mirrored halves of the passes are not looked at."""
     height, width = batch.image.shape[-2:]
     half, count = (height // 2, width // 2), len(batch.image)

@@ -32,7 +32,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 class Outputs(NamedTuple):
     """What the network says about a batch; C foreground classes, S = C + 1 with background first.
-
     h4, w4 and h16, w16 are the image's size over 4 and 16, rounded up; N = h16 * w16 tokens."""
 
     class_logits: Float[Tensor, "B C"]
@@ -55,7 +54,6 @@ class ClassificationBranch(nn.Module):
 
 class SegmentationBranch(nn.Module):
     """Branch-S: SegFormer's all-MLP decoder.
-
     The fusing 1x1 convolution over the concatenated levels is applied level by level before resizing:
     the two commute, and most of the work is then done at the levels' own low resolution."""
 

@@ -16,7 +16,6 @@ COLOUR_SCALE, POSITION_WEIGHT = 0.3, 0.01
 
 class PAR:
     """PAR for a batch of images, at their resolution; what lies outside an image's ``box`` takes no part.
-
     Colour term: ``-((|n - i| / (std over the 48 neighbours + 1e-8)) / 0.3)^2``, averaged over RGB, softmax
     over the neighbours; plus 0.01 times the softmax of the same form on pixel distance. A neighbour beyond the true
     image is its nearest pixel. Weights sum to 1.01: ten iterations raise values by 1.01^10, unless ``normalized``."""

@@ -89,7 +89,6 @@ class Propagator:
 
     def _two_thresholds(self, thresholds: tuple[float, ...], walk: bool) -> Int[Tensor, "B H W"]:
         """``par`` and ``afa``: a constant background score, softmax, (walk,) PAR, argmax, per threshold.
-
         Foreground where the first threshold says so, background where all do, ignored between."""
         seeds = torch.cat([self._softmax(t) for t in thresholds], 1)
         if walk:
@@ -118,7 +117,6 @@ def segmentation_pseudo_label(
     logits: Float[Tensor, "B S h w"], batch: Batch, config: Supervision
 ) -> Int[Tensor, "B h w"]:
     """Y_s: argmax of P_s where its largest value reaches sigma_s; 255 below it and on padding.
-
     Background keeps its 0: the s2c loss leaves it out, evaluation counts it."""
     values = logits
     if config.confidence == "probability":

@@ -18,7 +18,6 @@ State = dict[str, Shaped[Tensor, "..."]]  # a state dict: names to tensors
 
 def read_plain(path: Path) -> Any:
     """What ``torch.save`` wrote, on the CPU: tensors and plain values, never code.
-
     Errors: ``WeightsError`` if the file is damaged or holds anything else."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -29,7 +28,6 @@ def read_plain(path: Path) -> Any:
 
 def load_tensors(path: Path) -> State:
     """A state dict from a .pth or .safetensors file, refusing pickled code.
-
     Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
@@ -45,7 +43,6 @@ def load_tensors(path: Path) -> State:
 
 def load_matching(module: nn.Module, state: State, source: str, named: dict[str, str] | None = None) -> None:
     """Load ``state`` into ``module``, every key and every shape.
-
     ``named``: the file's own names by those of ``state``. Errors: ``WeightsError`` naming missing and unexpected keys
     and differing shapes; with ``named`` all of them, else the first twelve."""
     own, theirs = module.state_dict(), named or {}
@@ -84,7 +81,6 @@ def mix_transformer_hub(name: str) -> Path:
 
 def mix_transformer_state(state: State) -> State:
     """A Mix Transformer's state dict under our names, from SegFormer's own or transformers' names.
-
     Separate keys and values are packed, key first; classifier and decoder entries are dropped."""
     renamed = {our_name(name): value for name, value in state.items()}
     for name in [name for name in renamed if ".key." in name]:

@@ -26,7 +26,6 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, tensors on the CPU.
-
     Errors: ``WeightsError`` if the file is missing, damaged, holds code, or is no checkpoint of ours."""
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such checkpoint")
@@ -68,7 +67,6 @@ def resume(path: Path, network: DualBranchNetwork, optimizer: Optimizer, acceler
 
 def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
     """A trained network in eval mode, its configuration and its class names.
-
     ``path``: a checkpoint, a folder by ``export_model``, or its hub name, user/name. Errors: ``WeightsError``."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not Path(path).exists() and Path(path).suffix != ".pt"
     folder = from_hub(str(path)) if on_hub else Path(path)

@@ -16,7 +16,6 @@ BILATERAL = {"sxy": 64, "srgb": 5, "compat": 4}  # appearance: in pixels and in 
 
 def probabilities(logits: Float[Tensor, "B S h w"], config: RunConfig) -> Float[Tensor, "B S h w"]:
     """P_s as a distribution over the classes: softmax, as the reference, or the sigmoids over their sum.
-
     ``crf_probabilities = loss``: softmax if trained with ``ce``, else sigmoid."""
     kind = config.crf_probabilities
     if kind == "softmax" or (kind == "loss" and config.c2s_loss == "ce"):
@@ -37,7 +36,6 @@ def load_crf() -> tuple[Any, Any]:
 
 def dense_crf(image: Float[Tensor, "B 3 H W"], scores: Float[Tensor, "B S H W"]) -> Int[Tensor, "B H W"]:
     """Class ids after mean-field inference. Args: image RGB in 0..255, scores that sum to 1 over S.
-
     Errors: ``ConfigError`` if pydensecrf is not installed."""
     (field_of, unary_of), refined = load_crf(), []
     for photo, score in zip(image, scores, strict=True):

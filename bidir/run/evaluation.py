@@ -48,7 +48,6 @@ def predict_maps(
     network: DualBranchNetwork, batch: Batch, config: RunConfig, wanted: Wanted, propagation: str | None = None
 ) -> dict[Key, Int[Tensor, "B H W"]]:
     """The maps ``wanted`` per protocol, of a batch of whole images, as class ids 0..C, 255 = ignored.
-
     ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
     use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``; ``crf`` refines
     that of Branch-S and makes no other map. Each scale and flip passes the network once for all of them.
@@ -114,7 +113,6 @@ def evaluate(
     propagation: str | None = None,
 ) -> Scores:
     """Scores over a split, one confusion matrix per map; beside ``MAPS`` also the branches' agreement.
-
     Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
     ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in ``predict_maps``.
     Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one."""
@@ -147,7 +145,6 @@ def count_maps(
     predictions: dict[Key, Int[Tensor, "B H W"]], mask: Int[Tensor, "B H2 W2"], num_classes: int
 ) -> dict[Key, Int[Tensor, "B S S1"]]:
     """The confusion matrix of each image by each map, at the mask's size; one reading from the device for all.
-
     Where both branches' maps are there, also ``agreement``: Branch-S's against Branch-C's in place of the mask."""
     at_size = nearest(torch.cat([*predictions.values()]), tuple(mask.shape[-2:])).split(len(mask))
     full = dict(zip(predictions, at_size, strict=True))

@@ -54,7 +54,6 @@ class RunFolder:
     @contextmanager
     def lock(self, patience: float = 30) -> Iterator[None]:
         """The right to work on this run, until the block or the process ends, however it ends.
-
         Errors: ``BlockingIOError`` if another process still has it after ``patience`` seconds."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / "LOCK", "w") as file:

@@ -10,7 +10,6 @@ from bidir.method.tensors import IGNORE
 
 def confusion(prediction: Int[Tensor, "N H W"], truth: Int[Tensor, "N H W"], num_classes: int) -> Int[Tensor, "N S S1"]:
     """Pixels of each image by true class (rows 0..C) and predicted class (columns 0..C, then "ignored").
-
     Pixels whose truth is 255 do not count; a predicted 255 counts as ignored."""
     size, images = num_classes + 1, len(truth)
     cells = size * (size + 1) + 1  # the last is for pixels that do not count
@@ -28,7 +27,6 @@ def pixels(counts: Int[Tensor, "*N S S1"]) -> tuple[Int[Tensor, "*N S"], Int[Ten
 
 def score_table(counts: Int[Tensor, "S S1"], class_names: tuple[str, ...]) -> pd.DataFrame:
     """One row per class (background first), then ``mean``; iou, precision, recall, coverage in 0..1.
-
     Ignored pixels count for coverage alone: precision, recall and IoU are over the labelled pixels.
     A class that is neither there nor predicted has IoU NaN and is left out of the mean (mIoU)."""
     hit, true, predicted = (values.double() for values in pixels(counts))

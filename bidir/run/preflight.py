@@ -49,7 +49,6 @@ def check_processes(config: RunConfig, count: int) -> None:
 
 def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
     """Look at every file that the run will open; returns the sizes of the validation images.
-
     Errors: ``DataError``, also if every crop would be larger than the image it is cut from."""
     if train.class_names != val.class_names:
         raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")

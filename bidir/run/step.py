@@ -47,7 +47,6 @@ def train_step(
     accelerator: Accelerator,
 ) -> dict[str, Float[Tensor, ""] | float]:
     """One update: targets, terms, total, gradients, optimiser. ``model`` is ``network``, or its wrapper for many GPUs.
-
     Returns this process's means: loss, each term, what each teacher labels; and grad_norm, lr. Nothing here waits for
     the device."""
     on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
@@ -74,7 +73,6 @@ def train_step(
 
 def term_gradients(network: DualBranchNetwork, batch: Batch, config: RunConfig, step: int) -> tuple[pd.DataFrame, ...]:
     """What each weighted term says at iteration ``step``: one training pass, a gradient of each term on its graph.
-
     Returns their norms, a row per term, a column per module (0 where a term does not reach), and the terms' cosines on
     the shared encoder (0 where a gradient is 0). Dropout and norm statistics as in a step; no ``grad`` is written.
     """

@@ -44,7 +44,6 @@ WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "seed", "y_c"}}
 
 def fit(config: RunConfig, progress: bool = True) -> Path:
     """Train and evaluate the run that ``config`` describes; returns its folder.
-
     A finished run returns at once, an interrupted one goes on from its last checkpoint. Everything
     about configuration and data is checked before training starts. Several processes (``processes``, or
     those that ``torchrun`` started) share every batch: losses and scores are those of one, up to rounding.

@@ -25,7 +25,6 @@ def run_batch(
     jobs: list[Job], slots: int = 0, cluster: str | Path | None = None, retry_failed: bool = False
 ) -> pd.DataFrame:
     """Execute every run that is not finished, each in a process of its own; returns ``plan`` as it is then.
-
     Finished runs are not repeated, interrupted ones go on, failed ones stay so unless ``retry_failed``. A run that
     fails leaves its reason and ends no other. Ctrl-C stops after the current checkpoints; run again to go on.
     Args: ``slots`` runs at a time here (0: one per GPU, else per core); ``cluster`` a file that names a Dask
@@ -77,7 +76,6 @@ def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
 
 def write_tables(jobs: list[Job], out: str | Path) -> None:
     """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to.
-
     Finished runs that ``out`` already holds stay, though their folders be gone or on another machine: a run's id names
     its configuration and data. Errors: ``ConfigError`` if some are none of the jobs': a registry loses none."""
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]

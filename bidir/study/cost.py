@@ -27,14 +27,10 @@ from bidir.run.training import training_batches
 PLAIN, THREE = {"object_aware_decoding": False}, {"teacher_scales": (1.0, 0.5, 1.5), "teacher_flip": True}
 BASE = "Branch-S on masks"
 METHODS: dict[str, dict[str, Any]] = {
-    BASE: {"supervision": "full", **PLAIN},
-    "Branch-C alone": {"supervision": "none"},
-    "c2s, PAR": {"supervision": "c2s", "propagation": "par", **PLAIN},
-    "c2s, BSP": {"supervision": "c2s", **PLAIN},
-    "both, BSP": {"supervision": "both", **PLAIN},
-    "full method": {},
-    "full method, three scales and flips": THREE,
-}
+    BASE: {"supervision": "full", **PLAIN}, "Branch-C alone": {"supervision": "none"},
+    "c2s, PAR": {"supervision": "c2s", "propagation": "par", **PLAIN}, "c2s, BSP": {"supervision": "c2s", **PLAIN},
+    "both, BSP": {"supervision": "both", **PLAIN}, "full method": {}, "full method, three scales and flips": THREE,
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "EfficientNet-Lite0, 8 crops of 128 px": dict(crop_size=128, batch_size=8),
     "MiT-B1, 2 crops of 320 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=320, batch_size=2),

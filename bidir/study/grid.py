@@ -42,7 +42,6 @@ class Job:
 
 def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
     """The jobs of a grid file, every configuration checked and every dataset opened.
-
     The file names ``grids``, each with ``axes`` (parameter: list of values; all combinations) and/or
     ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
     grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``."""

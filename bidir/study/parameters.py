@@ -40,8 +40,7 @@ def given_parameters(namespace: dict[str, Any], known: list[str]) -> dict[str, A
     with ``MARK``, papermill's among them, with their values now.
 
     ``namespace``: the notebook's ``globals()``, with IPython's history ``In``. What other cells define, and what an
-    earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name that is none of ``known``,
-    and for one that a later cell sets to None again."""
+    earlier version of a cell assigned, does not count. Errors: ``ConfigError`` for a name not ``known`` or reset."""
     cells = {source.lstrip().partition("\n")[0]: source for source in namespace["In"]}  # the last of each first line
     given = [pair for first, cell in cells.items() if first.startswith(MARK) for pair in _assigned(cell).items()]
     for name, value in given:

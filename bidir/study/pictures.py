@@ -78,8 +78,7 @@ def shown_images(config: RunConfig, names: list[str], folder: Path) -> Split:
 
 
 def predicted_masks(checkpoint: Path, images: list, maps: Maps, part: str = "val", **where: str) -> tuple[Split, dict]:
-    """The images of ``part``, and per (protocol, map) and image, by number or name as given, the mask (H, W) uint8 of
-    0..C, 255 = ignored."""
+    """The images of ``part``, and per (protocol, map) and image, by number or name as given, the mask (H, W) uint8."""
     import torch
 
     from bidir.data.loader import WholeImages, collate

@@ -18,11 +18,9 @@ FACTS = {
     "seconds": "training with its validations, without the final evaluation",
     "seconds_per_step": "seconds / iterations", "peak_memory_mib": "largest memory, MiB: of the GPU, else resident",
     "hardware": "processor", "threads": "of a run", "python": "version", "torch": "version",
-    "git_commit": "of the code", "git_dirty": "whether it was changed",
-    "earlier_commits": "code of the iterations before a resume, if other",
+    "git_commit": "of the code", "git_dirty": "whether it was changed", "earlier_commits": "before a resume, if other",
     "revision": "of what the code computes: part of the run's id; 0 before there was one",
-    "dataset_manifest": "digest of both splits", "classes_all": "names of the classes",
-    "config": "JSON of all parameters",
+    "dataset_manifest": "digest of both splits", "classes_all": "names of the classes", "config": "JSON of settings",
 }  # fmt: skip
 WHOLE = [name for name in SETTINGS if FIELDS[name].annotation is int]
 WHOLE += ["revision", "train_images", "val_images", "peak_memory_mib", "threads"]

@@ -119,8 +119,7 @@ def iou_of(counts: pd.DataFrame) -> pd.Series:
 
 def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """mIoU of grid ``sensitivity`` beside grid ``base``, at the seeds of the first: each of ``settings`` that was
-    moved, with the full method (columns setting and at, its value); and every run once, its case what was moved, or
-    ``both`` and ``c2s`` of ``base``."""
+    moved, with the full method (columns setting and at: its value); and every run once, by what moved or its arm."""
     moved = mean_scores(tables, "sensitivity")
     base = mean_scores(tables, "base").query("seed in @moved.seed")
     cells = pd.concat([moved, *(base.query("supervision == @name").assign(case=name) for name in ("both", "c2s"))])
@@ -131,8 +130,7 @@ def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.D
 
 
 def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
-    """Those of ``names`` over the iterations of grid ``directions``, 0..1; kind val: mIoU on some validation images,
-    final: on all, train: of a batch."""
+    """Those of ``names`` over the iterations of grid ``directions``, 0..1; kind val: of some images, final: of all."""
     steps, last = grid_scores(tables, "directions", "per_step"), mean_scores(tables, "directions")
     last = last.assign(name=last["protocol"] + "/" + last["map"], value=last["iou"], step=last["iterations"])
     rows = pd.concat([steps.query("kind == 'val'"), last.assign(kind="final"), steps.query("kind == 'train'")])

@@ -24,10 +24,8 @@ STOPPED = "stopped"
 
 def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> str:
     """One run by papermill, in the process that calls; returns why it failed, or "".
-
     ``values``: all parameters of ``10_train``; ``path``: the run's folder. The run ends when the file ``stop`` appears
-    or the process that this one was started by is gone; it resumes from its checkpoint. A finished run without its
-    notebook gets that drawn anew."""
+    or its parent process is gone; it resumes from its checkpoint. A finished one without its notebook gets that."""
     if threads:
         _use_threads(threads)
     folder, parent = RunFolder(Path(path)), os.getppid()
@@ -118,7 +116,6 @@ def local_slots(count: int) -> Iterator[tuple[Executor, list[Any]]]:
 @contextmanager
 def dask_cluster(path: str | Path) -> Iterator[tuple[Executor, list[Any]]]:
     """The same on a Dask cluster, from a YAML file; workers need this project and the same file system.
-
     Either ``address`` of a scheduler, or ``cluster: slurm | pbs`` with ``jobs`` and the ``options`` of dask-jobqueue's
     cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use."""
     if not find_spec("distributed"):

@@ -22,7 +22,6 @@ KEYS = {  # what is read of the instance annotations
 
 def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False) -> Path:
     """COCO 2014: index masks with 81 classes, labels and lists of the images that show an object.
-
     ``source`` holds ``annotations/instances_{train,val}2014.json`` and the folders ``train2014``, ``val2014``.
     Class i is the i-th of the categories by id, spaces in names written as ``_``; of two objects the smaller is in
     front; crowd regions count as their class. Needs pycocotools (extra ``coco``). Errors: ``DataError``."""

@@ -11,13 +11,9 @@ Colour = tuple[int, int, int]
 
 # name -> (own colour, habitat); the part that tells a creature apart is drawn by _part
 CREATURES: dict[str, tuple[Colour, str]] = {
-    "hare": ((176, 148, 120), "meadow"),
-    "stag": ((150, 92, 52), "forest"),
-    "lion": ((216, 172, 96), "savanna"),
-    "ram": ((226, 220, 206), "snow"),
-    "elephant": ((142, 144, 156), "shore"),
-    "rhino": ((118, 112, 104), "desert"),
-}
+    "hare": ((176, 148, 120), "meadow"), "stag": ((150, 92, 52), "forest"), "lion": ((216, 172, 96), "savanna"),
+    "ram": ((226, 220, 206), "snow"), "elephant": ((142, 144, 156), "shore"), "rhino": ((118, 112, 104), "desert"),
+}  # fmt: skip
 COATS: tuple[Colour, ...] = ((172, 128, 84), (140, 132, 126), (206, 186, 152), (112, 88, 70), (190, 154, 118))
 
 # habitat -> sky top, sky bottom, ground far, ground near, what grows there
@@ -57,7 +53,6 @@ def draw_creature(
     name: str, size: int, centre: Point, length: float, part_size: float, similarity: float, random: np.random.Generator
 ) -> np.ndarray:
     """A creature on a transparent canvas (size, size, 4) float in 0..255.
-
     ``centre`` and body ``length`` in pixels; ``part_size`` scales the part only this class has;
     ``similarity`` 1 draws the coat from colours all classes share, 0 from the class's own."""
     own, coat = np.array(CREATURES[name][0]), np.array(COATS[random.integers(len(COATS))])

@@ -35,7 +35,6 @@ def prepare_voc(
     source: str | Path, out: str | Path, sbd: str | Path | None = None, download: bool = False, any_count: bool = False
 ) -> Path:
     """VOC 2012 with, if ``sbd`` is given, the augmented list ``train_aug`` and its masks made from SBD's .mat files.
-
     Args: ``source`` holds ``VOCdevkit/VOC2012`` or is that folder; ``sbd`` holds ``cls/``, ``train.txt`` and
     ``val.txt``; ``download`` fetches what is lacking of both (torchvision); ``any_count`` accepts lists of other
     lengths than the published. Image labels come from the XML files. Errors: ``DataError``."""
