@@ -21,7 +21,9 @@ autodoc_typehints, autodoc_member_order = "none", "bysource"
 
 def equation(translator: HTML5Translator, node: Element) -> None:
     """A node of mathematics as MathML."""
-    translator.body.append(tex2mathml(node.astext(), as_block=node.tagname == "math_block"))
+    block = node.tagname == "math_block"
+    drawn = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(f'<div style="overflow-x: auto">{drawn}</div>' if block else drawn)  # scrolls on a phone
     raise SkipNode
 
 
