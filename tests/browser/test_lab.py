@@ -42,7 +42,8 @@ def test_a_notebook_runs_twice(open_notebook, name):
         assert book.errors() == []
         outputs = [output for cell in book.outputs() for output in cell]
         pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-        assert outputs and len(pictures) == len({*pictures})  # each figure stands there once
+        assert outputs
+        assert len(pictures) == len({*pictures})  # each figure stands there once
     shot(book, name)
 
 
