@@ -6,15 +6,9 @@ from typing import Any
 # what this package offers and where it is; loaded when first asked for, so that `bidir --help` is quick
 _PLACES = {
     "config": "ConfigError DataError RunConfig WeightsError resolve",
-    "presets": "PRESETS",
-    "data.open": "open_split",
-    "data.folders": "known_classes",
-    "data.make.check": "describe_dataset",
-    "data.make.voc": "prepare_voc",
-    "data.make.coco": "prepare_coco",
-    "run.training": "fit",
-    "run.checkpoint": "load_network",
-    "method.distributed": "rank",
+    "presets": "PRESETS", "data.open": "open_split", "data.folders": "known_classes",
+    "data.make.check": "describe_dataset", "data.make.voc": "prepare_voc", "data.make.coco": "prepare_coco",
+    "run.training": "fit", "run.checkpoint": "load_network", "method.distributed": "rank",
     "apply.predict": "image_paths predict score",
     "apply.masks": "export_pseudo_masks export_voc_archive",
     "apply.export": "export_model",
@@ -23,7 +17,7 @@ _PLACES = {
     "study.batch": "run_batch run_study write_tables",
     "study.notebooks": "make_figures run_training write_report",
     "study.cost": "cost forecast",
-}
+}  # fmt: skip
 _WHERE = {name: module for module, names in _PLACES.items() for name in names.split()}
 __all__ = sorted(_WHERE)
 

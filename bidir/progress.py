@@ -23,11 +23,14 @@ class _Line:
         """Nothing is held back."""
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return hasattr(sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None, "kernel")
+
+
 def bar(items: Iterable[Any], name: str, total: int | None = None, hidden: bool = False, **options: Any) -> tqdm:
     """``items`` with a progress bar: tqdm's, in a notebook as plain output in place of a red box of errors."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    in_notebook = hasattr(shell, "kernel") and not hidden
-    place = {"file": _Line(), "ncols": 100} if in_notebook else {}
+    place = {"file": _Line(), "ncols": 100} if in_notebook() and not hidden else {}
     return tqdm(items, name, total, disable=hidden, mininterval=1, **place, **options)
 
 

@@ -75,6 +75,7 @@ def segment(
     network: DualBranchNetwork, config: RunConfig, split: Split, out: Path, labels_given: bool, map_name: str,
     protocol: str, overlays: bool, resume: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
+    """``predict`` for a split. ``resume``: masks in ``out`` that this model and setting made are not made again."""
     if map_name not in MAPS or protocol not in PROTOCOLS or not makes(protocol, map_name):
         known = f"maps {', '.join(MAPS)}; protocols raw, ms (not y_s), crf (branch_s alone)"
         raise ConfigError(f"map = {map_name!r} with protocol = {protocol!r}: {known}")

@@ -83,6 +83,7 @@ class Split:
         Errors: ``DataError`` that lists all problems, all files having been looked at."""
 
         def look(index: int) -> tuple[int, int] | str:
+            """The size of an image, or what is wrong with it or its mask."""
             try:
                 if masks:
                     self.read_mask(index)

@@ -116,14 +116,18 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def last_step(self) -> int:
-        """The iteration of the last whole row, without reading the others; 0 if there is none."""
+        """The iteration of the last whole row; 0 if there is none."""
+        return self.last_row().get("step", 0)
+
+    def last_row(self) -> dict[str, Any]:
+        """The last whole row, without reading the others; {} if there is none."""
         try:
             with open(self.metrics, "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
                 rows = file.read().rpartition(b"\n")[0].splitlines()
         except FileNotFoundError:
-            return 0
-        return json.loads(rows[-1])["step"] if rows else 0
+            return {}
+        return json.loads(rows[-1]) if rows else {}
 
     def scores(self) -> Scores:
         """The final scores of a finished run; without rows where its dataset has no masks."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
-from bidir.progress import bar
+from bidir.progress import bar, in_notebook
 from bidir.run.folder import RunFolder
 from bidir.study.grid import Job, check, last_value, plan, progress_table, read_grid
 from bidir.study.notebooks import make_figures, notebooks_folder, write_report
@@ -47,7 +47,7 @@ def run_batch(
                     futures[executor.submit(*execute, values, str(job.folder.path), str(stop))] = run_id
                 _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
             except KeyboardInterrupt:
-                how = "cell" if _in_notebook() else "command"
+                how = "cell" if in_notebook() else "command"
                 print(f"\nstopping; run the same {how} again to go on", file=None if how == "cell" else sys.stderr)
                 write_text(stop, "")
                 for future in futures:
@@ -107,17 +107,13 @@ def _outcome(future: Future, folder: RunFolder) -> str:
     return reason
 
 
-def _in_notebook() -> bool:
-    return "ipykernel.kernelapp" in sys.modules
-
-
 def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
     """Progress until all are done: one bar with the time that remains; in a notebook, below it, a row per run."""
     first = {run_id: job.folder.last_step() for run_id, job in jobs.items()}
     left = {run_id: job.config.iterations - first[run_id] for run_id, job in jobs.items()}
-    open_futures, steps, in_notebook = dict(futures), dict.fromkeys(jobs, 0), _in_notebook()
+    open_futures, steps = dict(futures), dict.fromkeys(jobs, 0)
     with bar((), f"{total - len(jobs)}/{total} runs", sum(left.values()), unit="it", smoothing=0) as whole:
-        shown = display(progress_table([*jobs.values()]), display_id=True) if in_notebook else None
+        shown = display(progress_table([*jobs.values()]), display_id=True) if in_notebook() else None
         while open_futures:
             time.sleep(1)
             for future in [f for f in open_futures if f.done()]:
@@ -125,7 +121,7 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> Non
                 steps[run_id], error = left[run_id], _outcome(future, jobs[run_id].folder)
                 ended = f"{total - len(open_futures)}/{total}"
                 whole.set_description(f"{ended} runs", refresh=False)
-                if not in_notebook:
+                if not shown:
                     outcome = f"failed: {error}" if error else f"done, {last_value(jobs[run_id].folder)}"
                     tqdm.write(f"[{ended}] {jobs[run_id].name}: {outcome} ({run_id})")
             for run_id in open_futures.values():  # a run may go back a little

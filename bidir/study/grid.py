@@ -114,7 +114,7 @@ def progress_table(jobs: list[Job]) -> pd.DataFrame:
 
 def last_value(folder: RunFolder) -> str:
     """Branch-S's score of a finished run, else the last loss or score that was logged; "" if there is none."""
-    row = folder.facts().get("results") or (folder.rows() or [{}])[-1]
+    row = folder.facts().get("results") or folder.last_row()
     if "raw/branch_s" in row:
         return f"Branch-S {100 * row['raw/branch_s']:.1f} %"
     return f"loss {row['loss']:.3f}" if "loss" in row else ""
