@@ -33,7 +33,7 @@ class Supervision:
     object_aware_decoding: bool = at(True, "C -> S in operation: decoder sees f_k * object map")
     propagation: Literal["par", "afa", "bsp"] = at("bsp", "how the CAM becomes the pseudo-label Y_c")
     c2s_loss: Loss = at("bce", "Branch-S against Y_c")
-    s2c_loss: Loss = at("ce", "Branch-C against Y_s")
+    s2c_loss: Literal["ce", "bce", "cosa", "csrm", "cam"] = at("ce", "Branch-C against Y_s; ce: the paper's")
     lambda_c2s: float = at(0.7, "weight of the c2s loss (lambda_1)", ge=0)
     lambda_s2c: float = at(0.1, "weight of the s2c loss (lambda_2)", ge=0)
     lambda_aff: float = at(0.0, "weight of the affinity loss (lambda_3); needs a mit encoder", ge=0)
@@ -51,6 +51,10 @@ class Supervision:
     teacher_scales: Scales = at((1.0,), "scales of the maps that teach; (1.0,) without flip: the training pass's own")
     teacher_flip: bool = at(False, "whether each scale is passed mirrored too")
     warm_branch_s: bool = at(False, "decode Branch-S with weight 0 before c2s_start, as the reference does")
+    c2s_balance: bool = at(False, "c2s loss: half the mean over background, half over foreground")
+    seed_share: float = at(0.0, "bsp: share of Branch-S's probability in the CAM that teaches", ge=0, le=1)
+    seed_mean: Literal["arithmetic", "geometric"] = at("arithmetic", "how seed_share joins the two")
+    ema_teacher: bool = at(False, "the average of the weights teaches, from images without color_jitter")
 
 
 @settings
@@ -67,6 +71,7 @@ class Optimiser:
     warmup_lr: float = at(1e-6, "learning rate at iteration 0", ge=0)
     grad_clip: float = at(10.0, "largest gradient norm; 0: no clipping", ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = at("no", "numbers of fewer bits in the passes")
+    ema_decay: float = at(0.0, "decay of the exponential average of the weights that is evaluated; 0: none", ge=0, lt=1)
 
 
 @settings
@@ -100,6 +105,8 @@ class Evaluation:
     eval_scales: Scales = at((1.0, 0.5, 0.75), "scales of the multi-scale + flip protocol")
     crf_probabilities: Literal["loss", "softmax", "sigmoid"] = at("loss", "P_s for the CRF; loss: as c2s_loss says")
     log_every: int = at(10, "iterations between logged rows", ge=1)
+    gradients_every: int = at(0, "iterations between rows with each term's gradient on the encoder; 0: none", ge=0)
+    score_train: int = at(0, "training images whose maps are scored at the end too, evenly spaced; 0: none", ge=0)
 
 
 @settings
@@ -145,6 +152,12 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         for name in ("teacher_scales", "seed_scales", "eval_scales"):
             if 1.0 not in getattr(self, name):
                 raise ConfigError(f"{name} = {getattr(self, name)}: needs 1.0 among the scales")
+        if self.ema_teacher and not self.ema_decay:
+            raise ConfigError("ema_teacher = True: needs the average that ema_decay = 0 does not keep; set 0.98")
+        if self.supervision == "both" and self.s2c_loss == "cosa" and not self.c2s_balance:
+            raise ConfigError(
+                "s2c_loss = 'cosa' with c2s_balance = False: CAM and Y_c can shrink each other to nothing; set True"
+            )
         if self.propagation == "afa" and self.lambda_aff == 0:
             raise ConfigError("propagation = 'afa': its affinity is what lambda_aff = 0 leaves untrained; set 0.1")
 
@@ -173,6 +186,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
     def identity(self) -> dict[str, Any]:
         """The fields that decide what a run computes: all but those of the machine."""
         kept = {name: value for name, value in vars(self).items() if name not in MACHINE_FIELDS}
+        kept = {name: value for name, value in kept.items() if name not in ADDED or value != FIELDS[name].default}
         kept["revision"] = REVISION
         return kept | ({"images_per_pass": self.images_per_pass} if self.images_per_pass else {})  # means over a pass
 
@@ -185,6 +199,15 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
 
 
 REVISION = 1  # of what is computed: raised by whatever changes numbers without a setting
+ADDED = {
+    "c2s_balance",
+    "seed_share",
+    "seed_mean",
+    "ema_teacher",
+    "ema_decay",
+    "gradients_every",
+    "score_train",
+}  # since then
 IGNORE = 255  # class id of pixels that no loss and no score counts
 FIELDS = RunConfig.__pydantic_fields__  # name -> annotation, default, description (its meaning)
 MACHINE_FIELDS = frozenset(Machine.__pydantic_fields__)

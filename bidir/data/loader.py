@@ -29,8 +29,14 @@ class TrainingCrops(Dataset):
         random = np.random.default_rng((self.config.seed, epoch, index))
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         mask = torch.from_numpy(self.split.read_mask(index))[None] if self.masks else None
-        image, mask, box = augment(image, mask, self.config, random)
-        return _single(self.split, index, image, box, mask)
+        changed, mask, box = augment(image, mask, self.config, random)
+        sample = _single(self.split, index, changed, box, mask)
+        if not (self.config.ema_teacher and self.config.color_jitter):
+            return sample
+        again = np.random.default_rng((self.config.seed, epoch, index))
+        return replace(
+            sample, clean=augment(image, None, self.config.replace(color_jitter=0.0), again)[0].float()[None]
+        )
 
 
 def augment(

@@ -37,6 +37,10 @@ class Split:
         images, masks = (paths and tuple(paths[i] for i in indices) for paths in (self.images, self.masks))
         return replace(self, images=images, labels=self.labels[indices], masks=masks)
 
+    def spread(self, count: int) -> np.ndarray:
+        """Positions of ``count`` images, evenly spaced; of all if there are no more."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+
     def manifest(self) -> str:
         """Hex digest of class names, image names, file sizes and labels."""
         digest = hashlib.sha256(repr((self.class_names, self.names)).encode())

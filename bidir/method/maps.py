@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from bidir.config import Supervision
 from bidir.method.network import DualBranchNetwork, Outputs, evaluating
 from bidir.method.tensors import Batch, box_mask, min_max, rescale, resize
 
@@ -73,6 +74,16 @@ def seed_maps(passes: Passes, batch: Batch, scales: tuple[float, ...], flip: boo
         background = min_max(sum(sum(pair(passes[s].segmentation_logits[:, :1])) / 2 for s in scales), real)
     affinity = None if largest.affinity is None else largest.affinity[:count].float()
     return SeedMaps(min_max(cam, real), background, affinity, tuple(largest.cam_logits.shape[-2:]))
+
+
+def mixed(maps: SeedMaps, logits: Float[Tensor, "B S h4 w4"], batch: Batch, config: Supervision) -> SeedMaps:
+    """The maps with a CAM that holds ``seed_share`` of P_s's softmax, min-max normalised as the CAM is: where
+    Branch-S sees more of a class the mean extends the CAM, where it sees less it trims it."""
+    size = tuple(maps.cam.shape[-2:])
+    seen = min_max(resize(logits.softmax(1)[:, 1:], size), box_mask(batch.box, tuple(batch.image.shape[-2:]), size))
+    if config.seed_mean == "geometric":
+        return maps._replace(cam=maps.cam ** (1 - config.seed_share) * seen**config.seed_share)
+    return maps._replace(cam=torch.lerp(maps.cam, seen, config.seed_share))
 
 
 def best_logits(

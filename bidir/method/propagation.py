@@ -117,14 +117,18 @@ def segmentation_pseudo_label(
     logits: Float[Tensor, "B S h w"], batch: Batch, config: Supervision
 ) -> Int[Tensor, "B h w"]:
     """Y_s: argmax of P_s where its largest value reaches sigma_s; 255 below it and on padding.
-    Background keeps its 0: the s2c loss leaves it out, evaluation counts it."""
+    Background keeps its 0: the paper's s2c loss leaves it out, evaluation counts it. For losses that hold background:
+    argmax of the softmax over background and the classes present, csrm where it is above 0.5."""
+    allowed = torch.cat([torch.ones_like(batch.label[:, :1]), batch.label], 1) > 0
+    least = {"cosa": 0.0, "cam": 0.0, "csrm": 0.5}.get(config.s2c_loss)
     values = logits
-    if config.confidence == "probability":
+    if least is not None:
+        values = logits.masked_fill(~allowed[:, :, None, None], -torch.inf).softmax(1)
+    elif config.confidence == "probability":
         values = logits.softmax(1) if config.c2s_loss == "ce" else logits.sigmoid()
     value, pseudo_label = values.max(1)
     real = box_mask(batch.box, tuple(batch.image.shape[-2:]), tuple(logits.shape[-2:]))
-    ignored = (value < config.sigma_s) | ~real
+    ignored = (value < (config.sigma_s if least is None else least)) | ~real
     if config.mask_s2c_by_labels:
-        allowed = torch.cat([torch.ones_like(batch.label[:, :1]), batch.label], 1) > 0
         ignored |= ~allowed.gather(1, pseudo_label.flatten(1)).view_as(pseudo_label)
     return pseudo_label.masked_fill(ignored, IGNORE)

@@ -1,17 +1,19 @@
 """Who teaches whom when: what is on at an iteration, its targets, the loss terms made with them, and their total."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bidir.config import Supervision
-from bidir.method.losses import affinity_loss, classification_loss, dense_loss, foreground_target
-from bidir.method.maps import multi_scale_pass, needed, seed_maps
+from bidir.method.losses import affinity_loss, classification_loss, dense_loss, feedback_loss
+from bidir.method.maps import mixed, multi_scale_pass, needed, seed_maps
 from bidir.method.network import DualBranchNetwork, Outputs
 from bidir.method.propagation import Propagator, radius_mask, refinement, segmentation_pseudo_label
-from bidir.method.tensors import IGNORE, Batch, nearest, resize
+from bidir.method.tensors import IGNORE, Batch, box_mask, min_max, nearest, resize
 
 
 class Active(NamedTuple):
@@ -40,8 +42,8 @@ def active(config: Supervision, step: int) -> Active:
 
 
 def taught_by_training_pass(config: Supervision) -> bool:
-    """Whether the training pass itself is the teacher: one scale, not mirrored."""
-    return config.teacher_scales == (1.0,) and not config.teacher_flip
+    """Whether the training pass itself is the teacher: one scale, not mirrored, of the weights themselves."""
+    return config.teacher_scales == (1.0,) and not config.teacher_flip and not config.ema_teacher
 
 
 def forward(model: torch.nn.Module, batch: Batch, config: Supervision, on: Active) -> Outputs:
@@ -57,30 +59,35 @@ class Targets(NamedTuple):
 
     y_c: Int[Tensor, "B H W"] | None = None  # C teaches S (the mask, for the oracle)
     y_s: Int[Tensor, "B h4 w4"] | None = None  # S teaches C
+    background: Float[Tensor, "B 1 h4 w4"] | None = None  # P_s's logit beside Y_s
     tokens: Int[Tensor, "B H W"] | None = None  # PAR pseudo-label, for the affinity
 
 
 def make_targets(
-    network: DualBranchNetwork, outputs: Outputs, batch: Batch, config: Supervision, on: Active
+    teacher: DualBranchNetwork, outputs: Outputs, batch: Batch, config: Supervision, on: Active
 ) -> Targets:
     """The targets that the active terms need, from ``outputs`` of the training pass where that teaches, else from
-    passes in eval mode; what no term needs is not computed."""
+    passes of ``teacher`` in eval mode; what no term needs is not computed."""
+    batch = batch if batch.clean is None else replace(batch, image=batch.clean)
     scales, flip = config.teacher_scales if on.c2s or on.aff else (), config.teacher_flip
     if taught_by_training_pass(config):
         passes = {1.0: Outputs(*(value if value is None else value.detach() for value in outputs))}
     else:
         asked = needed(scales, flip, on.propagation if on.c2s else "")
-        passes = multi_scale_pass(network, batch.image, asked | needed((), False, branch_s=(1.0,) if on.s2c else ()))
-    y_c, y_s, tokens = batch.mask if on.full else None, None, None
+        passes = multi_scale_pass(teacher, batch.image, asked | needed((), False, branch_s=(1.0,) if on.s2c else ()))
+    y_c, y_s, background, tokens = batch.mask if on.full else None, None, None, None
     if scales:
-        propagate = Propagator(seed_maps(passes, batch, scales, flip), batch, config, refinement(batch, config))
+        maps = seed_maps(passes, batch, scales, flip)
+        if config.seed_share and on.propagation == "bsp":
+            maps = mixed(maps, passes[1.0].segmentation_logits[: len(batch.image)].float(), batch, config)
+        propagate = Propagator(maps, batch, config, refinement(batch, config))
         y_c = propagate(on.propagation) if on.c2s else None
         if on.aff:
             tokens = y_c if on.c2s and on.propagation == "par" else propagate("par")
     if on.s2c:
         logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
-        y_s = segmentation_pseudo_label(logits, batch, config)
-    return Targets(y_c, y_s, tokens)
+        y_s, background = segmentation_pseudo_label(logits, batch, config), logits[:, :1]
+    return Targets(y_c, y_s, background, tokens)
 
 
 def loss_terms(
@@ -90,10 +97,12 @@ def loss_terms(
     terms = {"cls": classification_loss(outputs.class_logits.float(), batch.label)}
     if targets.y_c is not None:
         logits = resize(outputs.segmentation_logits.float(), targets.y_c.shape[-2:])
-        terms["c2s"] = dense_loss(logits, targets.y_c, config.c2s_loss)
+        terms["c2s"] = dense_loss(logits, targets.y_c, config.c2s_loss, config.c2s_balance)
     if targets.y_s is not None:
         logits = resize(outputs.cam_logits.float(), targets.y_s.shape[-2:])
-        terms["s2c"] = dense_loss(logits, foreground_target(targets.y_s), config.s2c_loss)
+        real = box_mask(batch.box, tuple(batch.image.shape[-2:]), tuple(logits.shape[-2:]))
+        normalised = min_max(F.relu(logits), real) * batch.label[:, :, None, None]
+        terms["s2c"] = feedback_loss(logits, targets.y_s, targets.background, normalised, config.s2c_loss)
     if targets.tokens is not None:
         grid = tuple(outputs.cam_logits.shape[-2:])
         tokens = nearest(targets.tokens, grid).flatten(1)

@@ -22,6 +22,7 @@ class Batch:
     mask: Int[Tensor, "B H2 W2"] | None
     index: Int[Tensor, "B"]  # noqa: F821
     most: int
+    clean: Float[Tensor, "B 3 H W"] | None = None  # the images before a change of colour, for a teacher
 
     def tensors(self) -> dict[str, Shaped[Tensor, "B ..."]]:
         """Those of its fields that are tensors."""

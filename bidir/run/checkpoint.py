@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from bidir.atomic import write_bytes
 from bidir.config import ConfigError, RunConfig, WeightsError
@@ -36,25 +37,40 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def save_state(
-    path: Path, network: DualBranchNetwork, optimizer: Optimizer, accelerator: Accelerator, facts: dict[str, Any]
+    path: Path,
+    network: DualBranchNetwork,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    facts: dict[str, Any],
+    average: AveragedModel | None = None,
 ) -> None:
     """What a run goes on from, as tensors and plain values, beside ``facts``: step, config (JSON), classes."""
+    held = {"average": average.module.state_dict()} if average else {}
     cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     rng = distributed.gathered({"cpu": torch.get_rng_state(), **cuda})
     if accelerator.is_main_process:
         save_checkpoint(path, {
-            **facts, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng,
+            **facts, **held, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
         })  # fmt: skip
 
 
-def resume(path: Path, network: DualBranchNetwork, optimizer: Optimizer, accelerator: Accelerator) -> int:
+def resume(
+    path: Path,
+    network: DualBranchNetwork,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    average: AveragedModel | None = None,
+) -> int:
     """Restore weights, optimiser, loss scale and random state; returns the iterations done, 0 without a checkpoint."""
     if not path.is_file():
         return 0
     state = load_checkpoint(path)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    if average:
+        average.module.load_state_dict(state["average"])
+        average.n_averaged.fill_(state["step"])
     if len(state["rng"]) == accelerator.num_processes:  # else dropout goes on from the seeds of this start
         own = state["rng"][accelerator.process_index]
         torch.set_rng_state(own["cpu"])
@@ -76,7 +92,7 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwo
     except ConfigError as error:
         raise WeightsError(f"{path}: made by another version of this project ({error})") from error
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(content["classes"]))
-    load_matching(network, content["model"], str(path))
+    load_matching(network, content.get("average", content["model"]), str(path))
     return network.to(device, memory_format=torch.channels_last).eval(), config, tuple(content["classes"])
 
 

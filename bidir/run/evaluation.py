@@ -118,7 +118,7 @@ def evaluate(
     Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one."""
     wanted = wanted or {"raw": set(MAPS), "ms": set(MAPS)}
     if 0 < limit < len(split):
-        chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
+        chosen = split.spread(limit)
         split, sizes = split.select(chosen), sizes[chosen]
     device, classes = next(network.parameters()).device, len(split.class_names)
     batches = same_size_batches(sizes, config.batch_size)[distributed.rank() :: distributed.count()]

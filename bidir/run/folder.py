@@ -30,6 +30,12 @@ class Scores(NamedTuple):
     per_class: pd.DataFrame
     per_image: pd.DataFrame
 
+    @classmethod
+    def joined(cls, parts: dict[str, "Scores"]) -> "Scores":
+        """Scores of several parts of the data, ``val`` and ``train``, told apart by the column ``part``."""
+        tables = zip(*([table.assign(part=part) for table in scores] for part, scores in parts.items()), strict=True)
+        return cls(*map(pd.concat, tables))
+
     def write(self, folder: Path) -> None:
         """``per_class.csv`` and ``per_image.csv``, in ``folder``."""
         for name, table in self._asdict().items():
@@ -129,9 +135,11 @@ class RunFolder:
             return {}
         return json.loads(rows[-1]) if rows else {}
 
-    def scores(self) -> Scores:
-        """The final scores of a finished run; without rows where its dataset has no masks."""
-        return Scores(*(pd.read_csv(self.path / f"{name}.csv") for name in Scores._fields))
+    def scores(self, part: str | None = "val") -> Scores:
+        """The final scores of a finished run on a part of the data (None: all); without rows where it has no masks."""
+        tables = [pd.read_csv(self.path / f"{name}.csv") for name in Scores._fields]
+        tables = [table.assign(part=table.get("part", "val")) for table in tables]  # older code scored nothing else
+        return Scores(*(table[table["part"] == (part or table["part"])] for table in tables))
 
     def finish(self, scores: Scores, facts: dict[str, Any]) -> None:
         """Write the final scores, then DONE."""

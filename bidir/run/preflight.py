@@ -58,4 +58,6 @@ def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> 
     if config.crop_size > longest:
         most = f"every image, even at scale_max ({longest:.0f} px)"
         raise DataError(f"crop_size = {config.crop_size} is larger than {most}; set at most {int(longest)}")
+    if config.score_train:
+        train.select(train.spread(config.score_train)).check(masks=True, progress=False)
     return val.check(masks=val.masks is not None, progress=progress)

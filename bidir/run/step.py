@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from contextlib import nullcontext
-from itertools import chain
+from itertools import chain, combinations
 
 import pandas as pd
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bidir.config import Optimiser, RunConfig
 from bidir.method import distributed
@@ -37,6 +38,13 @@ def build(
     return network, model, optimizer
 
 
+def average_of(network: DualBranchNetwork, config: Optimiser) -> AveragedModel | None:
+    """The exponential average of the weights, its first value the network as it is; None without ``ema_decay``."""
+    if not config.ema_decay:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True).eval()
+
+
 def train_step(
     network: DualBranchNetwork,
     model: torch.nn.Module,
@@ -45,10 +53,12 @@ def train_step(
     config: RunConfig,
     step: int,
     accelerator: Accelerator,
+    average: AveragedModel | None = None,
 ) -> dict[str, Float[Tensor, ""] | float]:
     """One update: targets, terms, total, gradients, optimiser. ``model`` is ``network``, or its wrapper for many GPUs.
-    Returns this process's means: loss, each term, what each teacher labels; and grad_norm, lr. Nothing here waits for
-    the device."""
+    Returns this process's means: loss, each term, what each teacher labels, each term's gradient when that is due; and
+    grad_norm, lr. Nothing here waits for the device. ``average`` follows the weights, and teaches if it is set to."""
+    due = config.gradients_every and (step + 1) % config.gradients_every == 0
     on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
     rate = learning_rate(config, step)
     for group in optimizer.param_groups:
@@ -60,14 +70,17 @@ def train_step(
         with nullcontext() if number == len(parts) else accelerator.no_sync(model):
             with accelerator.autocast():
                 outputs = forward(model, part, config, on)
-                targets = make_targets(network, outputs, part, config, on)
+                targets = make_targets(average.module if config.ema_teacher else network, outputs, part, config, on)
             terms = loss_terms(outputs, part, targets, config, on)
             loss = total_loss(terms, config)
+            said = _said(*gradients(network, terms, config), [*terms]) if due else {}
             accelerator.backward(share * loss)
-        for name, value in {"loss": loss, **terms, **labelled_shares(targets)}.items():
+        for name, value in {"loss": loss, **terms, **labelled_shares(targets), **said}.items():
             row[name] += share * value.detach()
     norm = accelerator.clip_grad_norm_(network.parameters(), config.grad_clip or float("inf"))
     optimizer.step()
+    if average:
+        average.update_parameters(network)
     return {**row, "grad_norm": norm, "lr": rate}
 
 
@@ -79,6 +92,17 @@ def term_gradients(network: DualBranchNetwork, batch: Batch, config: RunConfig, 
     on = active(config, step)
     outputs = forward(network, batch, config, on)
     terms = loss_terms(outputs, batch, make_targets(network, outputs, batch, config, on), config, on)
+    norms, cosines = gradients(network, terms, config)
+    index = [*terms]
+    return pd.DataFrame({name: norm.cpu() for name, norm in norms.items()}, index), pd.DataFrame(
+        cosines.cpu(), index, index
+    )
+
+
+def gradients(
+    network: DualBranchNetwork, terms: dict[str, Float[Tensor, ""]], config: RunConfig
+) -> tuple[dict[str, Float[Tensor, "T"]], Float[Tensor, "T T"]]:  # noqa: F821
+    """Norms of the T weighted terms' gradients by module, and their cosines on the encoder; the graph is kept."""
     modules = {name: [p for p in m.parameters() if p.requires_grad] for name, m in network.named_children()}
     every, sizes = [*chain(*modules.values())], [sum(p.numel() for p in ps) for ps in modules.values()]
     rows = []
@@ -87,9 +111,14 @@ def term_gradients(network: DualBranchNetwork, batch: Batch, config: RunConfig, 
         gradients = torch.autograd.grad(loss, every, retain_graph=True, materialize_grads=True)
         rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = dict(zip(modules, torch.stack(rows).double().split(sizes, dim=1), strict=True))
-    norms = torch.stack([part.norm(dim=1) for part in parts.values()], 1)
     shared = F.normalize(parts["encoder"])
-    return pd.DataFrame(norms.cpu(), [*terms], [*modules]), pd.DataFrame((shared @ shared.T).cpu(), [*terms], [*terms])
+    return {name: part.norm(dim=1) for name, part in parts.items()}, shared @ shared.T
+
+
+def _said(norms: dict, cosines: Float[Tensor, "T T"], terms: list[str]) -> dict[str, Float[Tensor, ""]]:
+    """Norms and cosines on the encoder, as a step's row names them: gradient/c2s, cosine/c2s/s2c."""
+    pairs = {f"cosine/{terms[i]}/{terms[k]}": cosines[i, k] for i, k in combinations(range(len(terms)), 2)}
+    return {**{f"gradient/{term}": norm for term, norm in zip(terms, norms["encoder"], strict=True)}, **pairs}
 
 
 def learning_rate(config: Optimiser, step: int) -> float:

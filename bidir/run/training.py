@@ -28,7 +28,7 @@ from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
 from bidir.run.folder import RunFolder, Scores
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib
 from bidir.run.preflight import check_config, check_files, check_processes
-from bidir.run.step import Health, build, mean_row, train_step
+from bidir.run.step import Health, average_of, build, mean_row, train_step
 
 
 class Parts(NamedTuple):
@@ -39,6 +39,7 @@ class Parts(NamedTuple):
     sizes: np.ndarray | None = None
 
 
+SCORED_TRAIN = {"raw": {"cam", "branch_s"}, "ms": {"cam", "seed"}}  # maps of training images, scored by score_train
 WATCHED = {"raw": {"y_s", "branch_c", "branch_s"}, "ms": {"cam", "seed", "y_c"}}  # maps validated on the way
 
 
@@ -91,7 +92,9 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
     """A run from wherever it is to its final scores. Without validation masks nothing is scored."""
     (train, val, sizes), main = data, accelerator.is_main_process
     network, model, optimizer = build(config, len(train.class_names), accelerator)
-    start = resume(folder.checkpoint, network, optimizer, accelerator)
+    average = average_of(network, config)
+    scored = average.module if average else network
+    start = resume(folder.checkpoint, network, optimizer, accelerator, average)
     if main:
         folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start)
     before = folder.facts().get("seconds", 0) if start else 0
@@ -99,7 +102,7 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
     began = time.perf_counter()
     steps = bar(batches, config.supervision, config.iterations, not (progress and main), initial=start)
     for done, batch in enumerate(steps, start + 1):
-        row = train_step(network, model, optimizer, batch, config, done - 1, accelerator)
+        row = train_step(network, model, optimizer, batch, config, done - 1, accelerator, average)
         health.look(row)
         logged, saved, validated = _due(config, done, val.masks is not None)
         if logged or saved:
@@ -108,23 +111,24 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
             log(folder, accelerator, {"step": done, "kind": "train", **mean_row(row)})
         if validated:
             propagation = active(config, done - 1).propagation
-            scores = evaluate(network, val, sizes, config, WATCHED, config.eval_images, False, propagation)
+            scores = evaluate(scored, val, sizes, config, WATCHED, config.eval_images, False, propagation)
             means = {name: round(value, 5) for name, value in mean_scores(scores.per_class).items()}
             log(folder, accelerator, {"step": done, "kind": "val", **means})
         if saved:
             facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names)}
-            save_state(folder.checkpoint, network, optimizer, accelerator, facts)
+            save_state(folder.checkpoint, network, optimizer, accelerator, facts, average)
             if main:
                 folder.update({"seconds": round(before + time.perf_counter() - began, 1)})
     seconds = round(before + time.perf_counter() - began, 1)
-    finish(config, accelerator, network, data, folder, {"seconds": seconds, "resumed_at": start}, progress)
+    finish(config, accelerator, scored, data, folder, {"seconds": seconds, "resumed_at": start}, progress)
 
 
 def _due(config: RunConfig, done: int, scored: bool) -> tuple[bool, bool, bool]:
     """Whether iteration ``done`` is logged, saved, validated; the last one gets its scores from ``finish``."""
     last = done == config.iterations
     validated = scored and config.eval_every > 0 and done % config.eval_every == 0 and not last
-    return done % config.log_every == 0 or last, done % config.checkpoint_every == 0 or last, validated
+    logged = done % config.log_every == 0 or (config.gradients_every and done % config.gradients_every == 0)
+    return logged or last, done % config.checkpoint_every == 0 or last, validated
 
 
 def finish(
@@ -140,10 +144,15 @@ def finish(
     (train, val, sizes), scored = data, data.val.masks is not None
     nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
     scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
+    results, tables = mean_scores(scores.per_class), {"val": scores}
+    if config.score_train:
+        some = train.select(train.spread(config.score_train))
+        sizes = some.check(masks=True, progress=False)
+        tables["train"] = evaluate(network, some, sizes, config, SCORED_TRAIN, progress=progress)
     if accelerator.is_main_process:
         part = "holdout of train" if config.holdout else config.val_list
-        folder.finish(scores, {
-            **facts, "results": mean_scores(scores.per_class), "evaluated_on": part if scored else "nothing: no masks",
+        folder.finish(Scores.joined(tables), {
+            **facts, "results": results, "evaluated_on": part if scored else "nothing: no masks",
             "train_images": len(train), "val_images": len(val), "processes": accelerator.num_processes,
             "seconds_per_step": round(facts["seconds"] / config.iterations, 4),
             "peak_memory_mib": peak_memory_mib(accelerator.device),

@@ -26,17 +26,19 @@ WHOLE = [name for name in SETTINGS if FIELDS[name].annotation is int]
 WHOLE += ["revision", "train_images", "val_images", "peak_memory_mib", "threads"]
 SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
     "runs": {"run_id": "key of all tables", **FACTS, **{name: meaning(name) for name in SETTINGS}},
-    "per_class": {"run_id": "", "protocol": "raw: one pass | ms: several scales with flips",
+    "per_class": {"run_id": "", "part": "images scored: val | train",
+        "protocol": "raw: one pass | ms: several scales with flips",
         "map": "cam, seed, y_c, y_s, branch_c, branch_s, or agreement (Branch-S scored against Branch-C)",
         "class": "background, each class, or mean: unweighted mean over the classes",
         "iou": "0..1 over the whole validation list; of class mean: mIoU", "precision": "0..1", "recall": "0..1",
         "coverage": "0..1, pixels that a pseudo-label does not ignore", "images": "count"},
     "per_step": {"run_id": "", "step": "optimiser steps done", "kind": "train | val (on eval_images images)",
         "name": "train: loss terms, grad_norm, lr, c2s_share and s2c_share (pixels that Y_c labels, that Y_s labels as "
-        "foreground); val: protocol/map is mIoU, protocol/map/precision, protocol/map/coverage",
+        "foreground), gradient/TERM (its norm on the encoder), cosine/TERM/TERM; val: protocol/map is mIoU, "
+        "protocol/map/precision, protocol/map/coverage",
         "value": "0..1, or a loss"},
-    "per_image": {"run_id": "", "image": "name", "protocol": "", "map": "", "class": "", "hit": "pixels right",
-        "true": "pixels of the class", "predicted": "pixels predicted as the class"},
+    "per_image": {"run_id": "", "part": "val | train", "image": "name", "protocol": "", "map": "", "class": "",
+        "hit": "pixels right", "true": "pixels of the class", "predicted": "pixels predicted as the class"},
     "grids": {"grid": "name in the grid file", "case": "what the cell sets", "seed": "", "run_id": "", "state": "now"},
 }  # fmt: skip
 
@@ -57,7 +59,7 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
             runs.append({name: _plain(row.get(name)) for name in SCHEMA["runs"]})
         if state == "done":
             rows = pd.DataFrame(folder.rows()).melt(["step", "kind"], var_name="name").dropna(subset="value")
-            for name, table in {**folder.scores()._asdict(), "per_step": rows}.items():
+            for name, table in {**folder.scores(None)._asdict(), "per_step": rows}.items():
                 parts[name].append(table.assign(run_id=folder.run_id)[list(SCHEMA[name])])
     joined = {name: part or [pd.DataFrame(columns=list(SCHEMA[name]))] for name, part in parts.items()}
     joined = {name: pd.concat(part, ignore_index=True) for name, part in joined.items()}
@@ -83,17 +85,23 @@ def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
     if missing := [file.name for file in files.values() if not file.is_file()]:
         raise FileNotFoundError(f"{path}: no {missing[0]}; `bidir sweep GRID --out {path}` writes it")
     tables = {name: pd.read_parquet(file) for name, file in files.items()}
+    for name in ("per_class", "per_image"):  # older code scored nothing else
+        tables[name] = tables[name].assign(part=tables[name].get("part", "val"))
     runs, older = tables["runs"], [with_older(json.loads(text) if text else {}) for text in tables["runs"]["config"]]
     lacking = {name: [_plain(row[name]) for row in older] for name in SETTINGS if name not in runs}
     tables["runs"] = runs.assign(**lacking, **({} if "revision" in runs else {"revision": 0}))  # older code wrote none
     return tables
 
 
-def grid_scores(tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class") -> pd.DataFrame:
-    """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``.
+def grid_scores(
+    tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class", part: str = "val"
+) -> pd.DataFrame:
+    """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``; of
+    scores those of a ``part`` of the data: val, or train.
     Errors: ``LookupError`` if no run of the grid is finished."""
     cells = tables["grids"].query("grid == @grid")[["run_id", "case"]]
     rows = cells.merge(tables[table], on="run_id").merge(tables["runs"][["run_id", *SETTINGS]], on="run_id")
+    rows = rows[rows["part"] == part] if "part" in rows else rows
     if rows.empty:
         raise LookupError(f"grid {grid!r} holds no finished run; name it in the grid file and run bidir sweep")
     return rows
