@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bidir.method.losses import affinity_loss, classification_loss, dense_loss, foreground_target
+from bidir.method.losses import affinity_loss, classification_loss, dense_loss, feedback_loss, foreground_target
 
 
 def sigmoid(x):
@@ -85,3 +85,44 @@ def test_affinity_loss_without_any_pair_is_zero_with_zero_gradient():
     loss.backward()
     assert loss.item() == 0
     assert (affinity.grad == 0).all()
+
+
+def test_balanced_halves_weigh_alike_however_many_pixels_they_have():
+    """Three pixels of background, one of class 1, one ignored: half of each mean; an empty half counts 0."""
+    logits = torch.tensor([[[[2.0, 0.0, 1.0, -1.0, 9.0]], [[0.0, 1.0, 1.0, 0.5, 9.0]]]])
+    target = torch.tensor([[[0, 0, 0, 1, 255]]])
+    nll = [math.log(1 + math.exp(-d)) for d in (2.0, -1.0, 0.0, 1.5)]
+    assert dense_loss(logits, target, "ce").item() == pytest.approx(sum(nll) / 4)
+    assert dense_loss(logits, target, "ce", True).item() == pytest.approx(sum(nll[:3]) / 6 + nll[3] / 2)
+    alone = target.masked_fill(target == 1, 255)
+    assert dense_loss(logits, alone, "ce", True).item() == pytest.approx(sum(nll[:3]) / 6)
+
+
+P_C = torch.tensor([[[[1.0, -2.0, 0.5]], [[0.0, 3.0, -1.0]]]])  # two classes, three pixels
+P_S0 = torch.tensor([[[[0.5, 0.2, 1.5]]]])
+CAM = torch.tensor([[[[0.9, 0.2, 0.0]], [[0.0, 0.0, 0.0]]]])  # the second class is absent
+Y_S = torch.tensor([[[1, 0, 255]]])
+
+
+def test_feedback_with_background_by_hand():
+    said = {kind: feedback_loss(P_C, Y_S, P_S0, CAM, kind).item() for kind in ("ce", "cosa", "csrm", "cam")}
+    foreground = math.log(math.exp(1) + math.exp(0)) - 1  # the paper: the first pixel alone, classes 1 and 2
+    assert said["ce"] == pytest.approx(foreground)
+    first = (-math.log(sigmoid(1)) - math.log(1 - sigmoid(0))) / 2
+    second = (-math.log(1 - sigmoid(0)) - math.log(1 - sigmoid(3))) / 2  # background: no class; ReLU lifts -2 to 0
+    assert said["cosa"] == pytest.approx((first + second) / 2)
+    columns = [(0.5, 1.0, 0.0), (0.2, -2.0, 3.0)]
+    nll = [math.log(sum(map(math.exp, c))) - c[k] for c, k in zip(columns, (1, 0), strict=True)]
+    assert said["csrm"] == pytest.approx(sum(nll) / 2)
+    floor = 1e-3  # of what the logarithm sees: the absent class
+    nll = [-math.log(0.9 / (0.1 + 0.9 + floor)), -math.log(0.8 / (0.8 + 0.2 + floor))]
+    assert said["cam"] == pytest.approx(sum(nll) / 2)
+
+
+@pytest.mark.parametrize(("kind", "falls"), [("ce", False), ("cosa", True), ("cam", False)])
+def test_background_in_the_loss_lowers_a_cam_unless_its_halves_weigh_alike(kind, falls):
+    """A flat CAM, Y_s of one foreground pixel in ten: what plain binary cross-entropy says in sum is "less"."""
+    cam = torch.full((1, 1, 1, 10), 0.5, requires_grad=True)
+    y_s = torch.tensor([[[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]]])
+    feedback_loss(cam, y_s, torch.zeros(1, 1, 1, 10), cam, kind).backward()
+    assert (cam.grad.sum().item() > 1e-3) == falls

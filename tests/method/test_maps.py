@@ -1,10 +1,11 @@
 """The one pass over scales and flips, and the maps fused from it."""
 
+import pytest
 import torch
 
 from bidir.data.loader import WholeImages
 from bidir.data.open import open_split
-from bidir.method.maps import best_logits, multi_scale_pass, needed, seed_maps
+from bidir.method.maps import SeedMaps, best_logits, mixed, multi_scale_pass, needed, seed_maps
 from bidir.method.network import DualBranchNetwork
 
 
@@ -68,3 +69,24 @@ def test_multi_scale_logits_take_mean_of_flips_and_maximum_of_scales(quick):
     torch.testing.assert_close(logits(image, (1.0, 0.5)), torch.maximum(*per_scale))
     mirrored = logits(image.flip(3), (1.0,))
     torch.testing.assert_close(mirrored.flip(3), per_scale[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_a_mixed_cam_is_the_mean_of_the_cam_and_what_branch_s_sees(quick, batch_of, mean):
+    """Softmax over all classes, each min-max normalised over the true image, pixel by pixel."""
+    torch.manual_seed(0)
+    box = torch.tensor([[0, 0, 8, 6]])
+    batch = batch_of(torch.zeros(1, 3, 8, 8), torch.ones(1, 2), box)
+    logits, cam = torch.randn(1, 3, 4, 4), torch.rand(1, 2, 4, 4)
+    config = quick.replace(seed_share=0.3, seed_mean=mean)
+    made = mixed(SeedMaps(cam, None, None, (4, 4)), logits, batch, config)
+    for k in range(2):
+        seen = logits[0].exp()[k + 1] / logits[0].exp().sum(0)
+        low, high = seen[:, :3].min(), seen[:, :3].max()
+        for y in range(4):
+            for x in range(4):
+                s = (seen[y, x] - low) / (high - low) if x < 3 else torch.tensor(0.0)
+                c = cam[0, k, y, x]
+                expected = 0.7 * c + 0.3 * s if mean == "arithmetic" else c**0.7 * s**0.3
+                assert made.cam[0, k, y, x].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert made.background is None

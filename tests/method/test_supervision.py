@@ -7,6 +7,7 @@ import torch
 
 from bidir.config import RunConfig
 from bidir.method.network import DualBranchNetwork
+from bidir.method.propagation import segmentation_pseudo_label
 from bidir.method.supervision import active, forward, loss_terms, make_targets, total_loss
 
 
@@ -111,3 +112,33 @@ def test_a_batch_without_a_confident_pixel_trains_on(quick, first_batch):
     assert terms["c2s"].item() == terms["s2c"].item() == 0
     total_loss(terms, config).backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_an_average_teaches_from_the_image_before_its_colours_change(quick, first_batch):
+    """Y_c and Y_s are those that the teacher's network makes of the clean image, whatever the pupil's weights are."""
+    config = quick.replace(ema_teacher=True, ema_decay=0.9, color_jitter=0.5, sigma_s=-99.0, mask_s2c_by_labels=True)
+    batch, on = first_batch(config), active(config, 39)
+    assert not torch.equal(batch.clean, batch.image)
+    assert torch.equal(batch.clean, first_batch(config.replace(color_jitter=0.0)).image)
+    torch.manual_seed(0)
+    teacher = DualBranchNetwork(config, 6).eval()
+    torch.manual_seed(1)
+    pupil = DualBranchNetwork(config, 6)
+    targets = make_targets(teacher, forward(pupil, batch, config, on), batch, config, on)
+    plain = first_batch(config.replace(color_jitter=0.0))
+    expected = make_targets(teacher, forward(teacher, plain, config, on), plain, config, on)
+    assert torch.equal(targets.y_c, expected.y_c)
+    assert torch.equal(targets.y_s, expected.y_s)
+
+
+def test_y_s_for_losses_that_hold_background_keeps_to_the_classes_present(quick, batch_of):
+    logits = torch.tensor(
+        [[[[0.0, 2.0, 0.1]], [[1.0, 1.0, 0.0]], [[9.0, 0.0, 0.0]]]]
+    )  # the class that shouts is absent
+    batch = batch_of(torch.zeros(1, 3, 2, 6), torch.tensor([[1.0, 0.0]]))
+    for kind, expected in (("cosa", [1, 0, 0]), ("cam", [1, 0, 0]), ("csrm", [1, 0, 0])):
+        label = segmentation_pseudo_label(logits, batch, quick.replace(s2c_loss=kind, c2s_balance=True))
+        assert label[0, 0].tolist() == expected
+    even = batch_of(torch.zeros(1, 3, 2, 6), torch.ones(1, 2))
+    doubtful = torch.zeros(1, 3, 1, 3)  # a third each
+    assert (segmentation_pseudo_label(doubtful, even, quick.replace(s2c_loss="csrm")) == 255).all()
