@@ -16,7 +16,7 @@ _PLACES = {
     "study.grid": "check plan read_grid",
     "study.batch": "run_batch run_study write_tables",
     "study.notebooks": "make_figures run_training write_report",
-    "study.cost": "cost forecast",
+    "study.claims": "write_claims", "study.cost": "cost forecast",
 }  # fmt: skip
 _WHERE = {name: module for module, names in _PLACES.items() for name in names.split()}
 __all__ = sorted(_WHERE)

@@ -92,6 +92,13 @@ def report(results: list[Path], out: Path = Path("results/report.html")) -> None
 
 
 @app.command()
+def claims(path: Path = Path("results/claims.yaml"), readme: Path = Path("README.md")) -> None:
+    """Answer the claims anew from their registries, in their file and the README; name figures out of date."""
+    stale = bidir.write_claims(path, readme)
+    print("\n".join(f"{name}: drawn of other runs than the registry holds; draw it anew" for name in stale) or path)
+
+
+@app.command()
 def benchmark(out: Csv = None, parameter: Pairs = None) -> None:
     """Time and memory of a training step, part by part, on this machine."""
     table = bidir.cost(RunConfig.from_parameters(parse_parameters(parameter)))

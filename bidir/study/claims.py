@@ -1,0 +1,125 @@
+"""Claims as data: each sentence of the README and the report about what pays, computed from the registries."""
+
+import re
+from bisect import bisect_left
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from scipy.special import stdtr
+from tabulate import tabulate
+
+from bidir.atomic import write_text
+from bidir.config import ConfigError, resolve
+from bidir.study.intervals import differences, holm, mean_interval, percent, seeds_needed
+from bidir.study.registry import grid_scores, read_registry
+from bidir.study.tables import DRAWS, short_title
+
+ASKED = ["data", "question", "registry", "grid", "first", "second", "endpoint"]  # the rest is computed
+LEAST, NAN = 3, float("nan")  # seeds of which a claim is made
+
+
+def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
+    """What is asked in a file of claims, each answered from its registry: a row per claim, with seeds, mean and
+    half_width (paired, 95 % t), p by Holm within ``data`` and ``grid``, visible (the smallest difference that these
+    seeds would resolve with 80 % power), reading and sentence; differences in 0..1.
+    Errors: ``ConfigError`` for a claim that lacks one of ``ASKED`` or whose arms no runs share."""
+    asked = yaml.safe_load(resolve(path).read_text())
+    for number, claim in enumerate(asked, 1):
+        if lacking := [name for name in ASKED if name not in claim]:
+            raise ConfigError(f"{path}: claim {number} has no {lacking[0]}; it needs {', '.join(ASKED)}")
+    tables = cache(read_registry)
+    rows = [{**{name: claim[name] for name in ASKED}, **_measured(tables(claim["registry"]), claim)} for claim in asked]
+    claims = pd.DataFrame(rows)
+    claims["p"] = claims.groupby(["data", "grid"], sort=False)["p"].transform(holm)
+    claims["reading"] = claims.apply(_reading, axis=1)
+    return claims.assign(sentence=claims.apply(_sentence, axis=1))
+
+
+def _measured(tables: dict[str, pd.DataFrame], claim: dict[str, Any]) -> dict[str, float]:
+    """The paired difference that a claim is about: seeds, mean, half_width, p (not corrected), visible."""
+    protocol, name, *part = claim["endpoint"].split("/")
+    scores = grid_scores(tables, claim["grid"], part=part[0] if part else "val")
+    scores = scores[(scores[["protocol", "map", "class"]] == [protocol, name, "mean"]).all(axis=1)]
+    of = {arm: (scores[[*claim[arm]]] == [*claim[arm].values()]).all(axis=1) for arm in ("first", "second")}
+    arms = pd.concat([scores[chosen].assign(arm=arm) for arm, chosen in of.items()])
+    gains = differences(arms, "arm", [("first", "second")], ["protocol", "map"], "iou").assign(claim=0)
+    if gains.empty:
+        raise ConfigError(f"claim {claim['question']!r}: no seed of grid {claim['grid']!r} has both arms")
+    row, sd = mean_interval(gains, ["claim"], "iou").iloc[0], gains["iou"].std()
+    seeds = int(row["seeds"])
+    if seeds < LEAST or not sd:
+        return {"seeds": seeds, "mean": row["mean"], "half_width": NAN, "p": 1.0, "visible": NAN}
+    seen = bisect_left(range(1, 1000), True, key=lambda effect: seeds_needed(sd, effect / 1000) <= seeds)
+    chance = 2 * stdtr(seeds - 1, -abs(row["mean"]) / sd * seeds**0.5)
+    return {**row[["mean", "half_width"]], "seeds": seeds, "p": float(chance), "visible": (1 + seen) / 1000}
+
+
+def _reading(claim: pd.Series) -> str:
+    if claim["seeds"] < LEAST:
+        return "too few seeds"
+    return "not resolved" if claim["p"] > 0.05 else "higher" if claim["mean"] > 0 else "lower"
+
+
+def _sentence(claim: pd.Series) -> str:
+    """What the data support, and no more."""
+    what = f"{claim['question']} ({claim['data']})"
+    found = f"{endpoint_title(claim['endpoint'])} {percent(claim['mean'], claim['half_width'], signed=True)} points"
+    if claim["reading"] == "too few seeds":
+        return f"{what} cannot be judged from {claim['seeds']} seed{'s'[: claim['seeds'] > 1]}: {found}."
+    if claim["reading"] == "not resolved":
+        seen = f"{claim['seeds']} seeds would have shown {100 * claim['visible']:.1f} points four times in five"
+        return f"That {what} pays is not confirmed: {found}; {seen}."
+    pays = "pays" if claim["reading"] == "higher" else "costs"
+    return f"{what[0].upper()}{what[1:]} {pays}: {found}, p = {claim['p']:.2g}."
+
+
+def endpoint_title(endpoint: str) -> str:
+    """An endpoint (protocol/map, /train for training images) as it is read."""
+    protocol, name, *part = endpoint.split("/")
+    return f"{short_title(name)} ({', '.join([protocol, *(['training images'] if part else [])])})"
+
+
+def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
+    """Claims as they are read."""
+    points = [percent(*row, signed=True) for row in claims[["mean", "half_width"]].to_numpy()]
+    return pd.DataFrame({
+        "what is added": claims["question"], "data": claims["data"], "map": claims["endpoint"].map(endpoint_title),
+        "seeds": claims["seeds"], "points": points, "p (Holm)": claims["p"].map("{:.2g}".format),
+        "visible": claims["visible"].map(lambda seen: "" if pd.isna(seen) else f"{100 * seen:.1f}"),
+        "reading": claims["reading"],
+    })  # fmt: skip
+
+
+def write_claims(path: str | Path = "results/claims.yaml", text: str | Path = "README.md") -> list[str]:
+    """Answer the claims anew, in their file and in the two blocks of ``text`` made from them: the sentence of the first
+    claim on each ``data``, and the table. Returns ``stale_figures`` of their registries."""
+    claims = read_claims(path)
+    kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
+    rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
+    write_text(resolve(path), yaml.safe_dump(rounded, allow_unicode=True, sort_keys=False, width=140))
+    blocks = {
+        "verdict": "\n".join(f"- {sentence}" for sentence in claims.drop_duplicates("data")["sentence"]),
+        "claims": tabulate(claims_table(claims), "keys", "github", showindex=False, disable_numparse=True),
+    }
+    page = resolve(text).read_text()
+    for name, block in blocks.items():
+        page = re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{block}\n\g<2>", page, flags=re.S)
+    write_text(resolve(text), page)
+    return [stale for folder in dict.fromkeys(claims["registry"]) for stale in stale_figures(folder)]
+
+
+def stale_figures(folder: str | Path) -> list[str]:
+    """Figures of a registry that draw runs which it no longer holds, or not all that it has of a case now."""
+    tables, stale = read_registry(folder), []
+    done = set(tables["runs"].query("state == 'done'")["run_id"])
+    for path in sorted(resolve(folder).glob("figures/fig*.csv")):
+        drawn = set(pd.read_csv(path).filter(like="run_id").stack())
+        cells = tables["grids"][tables["grids"]["grid"] == DRAWS[path.name[:4]]]
+        cases = cells[cells["case"].isin(cells[cells["run_id"].isin(drawn)]["case"])]
+        lacking = set(cases["run_id"]) & done - drawn if len(drawn) > 1 else set()  # an example is one run
+        if drawn - done or lacking:
+            stale.append(f"{folder}/figures/{path.stem}")
+    return stale

@@ -1,0 +1,147 @@
+"""Claims: against scipy's paired test and Holm by hand; the committed ones against their registries and the README."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from bidir.config import ConfigError
+from bidir.study import claims as module
+from bidir.study.claims import ASKED, claims_table, read_claims, stale_figures, write_claims
+from bidir.study.intervals import holm
+from bidir.study.registry import read_registry
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return read_claims(ROOT / "results" / "claims.yaml")
+
+
+def test_each_claim_is_scipys_paired_test(committed):
+    """From the registry's own tables, by other means; Holm over what stands on the same data and grid."""
+    p_values = []
+    for claim in committed.itertuples():
+        tables = read_registry(ROOT / claim.registry)
+        scores = tables["per_class"].query("`class` == 'mean'")
+        means = scores[scores["protocol"] + "/" + scores["map"] == claim.endpoint]
+        runs = tables["runs"].merge(means[["run_id", "iou"]], on="run_id")
+        runs = runs[runs["run_id"].isin(tables["grids"].query("grid == @claim.grid")["run_id"])]
+        sides = []
+        for arm in (claim.first, claim.second):
+            chosen = runs
+            for setting, value in arm.items():
+                chosen = chosen[chosen[setting] == value]
+            sides.append(chosen.set_index("seed")["iou"])
+        first, second = (side.loc[sorted(sides[0].index.intersection(sides[1].index))] for side in sides)
+        result = stats.ttest_rel(second, first)
+        assert claim.seeds == len(first)
+        assert claim.mean == pytest.approx((second - first).mean())
+        assert claim.half_width == pytest.approx(result.confidence_interval(0.95).high - claim.mean)
+        p_values.append(result.pvalue)
+    groups = committed.groupby(["data", "grid"]).indices.values()
+    for places in groups:
+        assert committed["p"].to_numpy()[places] == pytest.approx(holm(np.array(p_values)[places]))
+
+
+def test_what_is_visible_is_seen_four_times_in_five(committed):
+    """The power of scipy's noncentral t at the smallest visible difference, and a thousandth below it."""
+    for claim in committed.itertuples():
+        error = claim.half_width / stats.t.ppf(0.975, claim.seeds - 1)
+        power = [
+            stats.nct.sf(stats.t.ppf(0.975, claim.seeds - 1), claim.seeds - 1, effect / error)
+            + stats.nct.cdf(-stats.t.ppf(0.975, claim.seeds - 1), claim.seeds - 1, effect / error)
+            for effect in (claim.visible, claim.visible - 0.001)
+        ]
+        assert power[0] >= 0.8 > power[1]
+
+
+def test_a_sentence_says_no_more_than_the_reading(committed):
+    for claim in committed.itertuples():
+        resolved = claim.p <= 0.05
+        assert resolved == (claim.reading in ("higher", "lower"))
+        assert resolved != ("not confirmed" in claim.sentence)
+        assert f"{100 * claim.mean:+.1f} ± {100 * claim.half_width:.1f}" in claim.sentence
+
+
+def test_the_texts_hold_the_claims_as_they_are_computed_now(committed, tmp_path):
+    """Writing them anew changes neither the file nor the README: what a hand had changed there would show."""
+    for name in ("results", "README.md"):
+        (shutil.copytree if name == "results" else shutil.copyfile)(ROOT / name, tmp_path / name)
+    write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == README
+    assert (tmp_path / "results" / "claims.yaml").read_text() == (ROOT / "results" / "claims.yaml").read_text()
+    assert len(re.findall(r"^- .*points", README.split("<!-- verdict -->")[1].split("<!-- end -->")[0], re.M)) == (
+        committed["data"].nunique()
+    )
+    (tmp_path / "README.md").write_text(README.replace("not confirmed", "confirmed"))
+    write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == README
+
+
+@pytest.fixture
+def invented(tmp_path, monkeypatch):
+    """Claims on a registry of ``gains`` by seed: S -> C adds that much."""
+
+    def made(gains):
+        rows = [(f"{arm}{seed}", arm, seed, 0.4 + (arm == "both") * gain) for seed, gain in enumerate(gains)
+                for arm in ("c2s", "both")]  # fmt: skip
+        scores = pd.DataFrame(rows, columns=["run_id", "supervision", "seed", "iou"]).assign(
+            protocol="raw", map="branch_s", **{"class": "mean"}
+        )
+        monkeypatch.setattr(module, "read_registry", lambda path: {"scores": scores})
+        monkeypatch.setattr(module, "grid_scores", lambda tables, grid, part: tables["scores"])
+        claim = dict(zip(ASKED, ["d", "q", "r", "g", {"supervision": "c2s"}, {"supervision": "both"}, "raw/branch_s"],
+                         strict=True))  # fmt: skip
+        (tmp_path / "claims.yaml").write_text(yaml.safe_dump([claim]))
+        return read_claims(tmp_path / "claims.yaml")
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("gains", "reading", "says"),
+    [
+        ((0.05, 0.06, 0.055), "higher", "pays"),
+        ((-0.05, -0.06, -0.055), "lower", "costs"),
+        ((0.05, -0.06, 0.01), "not resolved", "not confirmed"),
+        ((0.05, 0.06), "too few seeds", "cannot be judged from 2 seeds"),
+    ],
+)
+def test_readings(invented, gains, reading, says):
+    claims = invented(gains)
+    assert claims["reading"].item() == reading
+    assert says in claims["sentence"].item()
+    assert (" ± " in claims_table(claims)["points"].item()) == (len(gains) > 2)
+
+
+def test_a_claim_without_its_runs_is_refused(tmp_path):
+    asked = yaml.safe_load((ROOT / "results" / "claims.yaml").read_text())[0]
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump([{**asked, "second": {"supervision": "neither"}}]))
+    with pytest.raises(ConfigError, match=r"'teaching in both.*no seed of grid 'directions' has both arms"):
+        read_claims(path)
+    del asked["endpoint"]
+    path.write_text(yaml.safe_dump([asked]))
+    with pytest.raises(ConfigError, match="claim 1 has no endpoint"):
+        read_claims(path)
+
+
+def test_a_figure_drawn_of_other_runs_is_named(tmp_path):
+    """None is stale as committed; one is when a run is taken out of it, one when the registry loses a run."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(ROOT / "results" / "teacher", folder)
+    assert stale_figures(folder) == []
+    path = folder / "figures" / "fig9_paired.csv"
+    data = pd.read_csv(path)
+    data[data["run_id_first"] != data["run_id_first"].iloc[0]].to_csv(path, index=False)
+    assert stale_figures(folder) == [f"{folder}/figures/fig9_paired"]
+    data.assign(run_id="gone").to_csv(path, index=False)
+    assert stale_figures(folder) == [f"{folder}/figures/fig9_paired"]
