@@ -65,15 +65,14 @@ def _reading(claim: pd.Series) -> str:
 
 def _sentence(claim: pd.Series) -> str:
     """What the data support, and no more."""
-    what = f"{claim['question']} ({claim['data']})"
-    found = f"{endpoint_title(claim['endpoint'])} {percent(claim['mean'], claim['half_width'], signed=True)} points"
-    if claim["reading"] == "too few seeds":
-        return f"{what} cannot be judged from {claim['seeds']} seed{'s'[: claim['seeds'] > 1]}: {found}."
-    if claim["reading"] == "not resolved":
-        seen = f"{claim['seeds']} seeds would have shown {100 * claim['visible']:.1f} points four times in five"
-        return f"That {what} pays is not confirmed: {found}; {seen}."
-    pays = "pays" if claim["reading"] == "higher" else "costs"
-    return f"{what[0].upper()}{what[1:]} {pays}: {found}, p = {claim['p']:.2g}."
+    points = percent(claim["mean"], claim["half_width"], signed=True)
+    found = f"{endpoint_title(claim['endpoint'])} {points} points with {claim['seeds']} seeds"
+    said = {
+        "higher": f"it pays: {found}, p = {claim['p']:.2g}", "lower": f"it costs: {found}, p = {claim['p']:.2g}",
+        "not resolved": f"**not confirmed** that it pays: {found}, which would show {100 * claim['visible']:.1f} four "
+        "times in five", "too few seeds": f"cannot be judged: {found}",
+    }  # fmt: skip
+    return f"{claim['data'].capitalize()}, {claim['question']}: {said[claim['reading']]}."
 
 
 def endpoint_title(endpoint: str) -> str:
@@ -94,14 +93,15 @@ def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_claims(path: str | Path = "results/claims.yaml", text: str | Path = "README.md") -> list[str]:
-    """Answer the claims anew, in their file and in the two blocks of ``text`` made from them: the sentence of the first
-    claim on each ``data``, and the table. Returns ``stale_figures`` of their registries."""
+    """Answer the claims anew, in their file and in the two blocks of ``text`` made from them: the sentences of the first
+    claim on each ``data`` and of all that are resolved, and the table. Returns ``stale_figures`` of their registries."""
     claims = read_claims(path)
     kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
     rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
     write_text(resolve(path), yaml.safe_dump(rounded, allow_unicode=True, sort_keys=False, width=140))
+    first = claims[~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])]
     blocks = {
-        "verdict": "\n".join(f"- {sentence}" for sentence in claims.drop_duplicates("data")["sentence"]),
+        "verdict": "\n".join(f"- {sentence}" for sentence in first["sentence"]),
         "claims": tabulate(claims_table(claims), "keys", "github", showindex=False, disable_numparse=True),
     }
     page = resolve(text).read_text()
