@@ -93,8 +93,8 @@ def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_claims(path: str | Path = "results/claims.yaml", text: str | Path = "README.md") -> list[str]:
-    """Answer the claims anew, in their file and in the two blocks of ``text`` made from them: the sentences of the first
-    claim on each ``data`` and of all that are resolved, and the table. Returns ``stale_figures`` of their registries."""
+    """Answer the claims anew, in their file and in two blocks of ``text``: the sentences of the first claim on each
+    ``data`` and of all that are resolved, and the table. Returns ``stale_figures`` of their registries."""
     claims = read_claims(path)
     kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
     rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
