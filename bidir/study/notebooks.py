@@ -1,5 +1,6 @@
 """Notebooks run by papermill: parameters checked first, output moved into place whole; and the report made of them."""
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,10 @@ from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
 from bidir.study.report import page
 from bidir.study.tables import forget
+
+# 10_train's first parameters stand above the tagged cell, which is all that papermill knows; a notebook itself refuses
+# a name that is unknown to it
+logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown parameter"))
 
 
 class NotebookError(ChildProcessError):
