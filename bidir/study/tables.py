@@ -211,8 +211,3 @@ def first_look(tables: Tables) -> Shown:
     text["seconds"] = numbers.groupby("run")["seconds_per_step"].first().map("{:.2f}".format)
     text.attrs["scale"] = f"{numbers['hardware'].iloc[0]}; {caption_of(numbers, ['run'], drawn='none')}"
     return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
-
-
-def asked_for(tables: Tables, figure: str) -> bool:
-    """Whether the batch of a registry names the grid that a figure (``fig0`` .. ``fig9``) draws."""
-    return DRAWS[figure] in set(tables["grids"]["grid"])

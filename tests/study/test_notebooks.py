@@ -209,7 +209,7 @@ def test_report_is_self_contained(batch, drawn, tmp_path):
     write_report([drawn[0], batch[3]], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(?:https?:)?//", html)
-    figures = re.findall(r'<img alt="Figure \d[a-c]? \(all_grids\): [^"]+" src="data:image/png;base64', html)
+    figures = re.findall(r'<img alt="Figure \d[a-c]? \(all_grids\): [^"]+" src="data:image/webp;base64', html)
     assert len(figures) == len(re.findall("<img ", html)) == len(FIGURES)
     links = re.findall(r'<a href="([^"#]+)">numbers', html)
     assert {(tmp_path / link).resolve() for link in links} == {drawn[0] / "figures" / f"{name}.csv" for name in FIGURES}
