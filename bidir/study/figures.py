@@ -67,13 +67,11 @@ def plot_seeds(
     sns.pointplot(
         data=dots, x=x, y="percent", order=order, ax=axis, errorbar=t_interval, capsize=0.1, linestyle="none",
         marker="_", markersize=8, markeredgewidth=1.6, err_kws={"linewidth": 1.1}, dodge=apart * (len(hues) - 1),
-        **({"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}),
+        **({"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}), legend=False,
     )  # fmt: skip
     for line in axis.lines[drawn:]:  # the interval stands to the right of its dots
         line.set_xdata(np.asarray(line.get_xdata(), float) + 0.2 * apart)
     axis.set(xlabel="", ylabel="")
-    if axis.get_legend():
-        axis.get_legend().remove()
 
 
 def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None, maps: Maps = SHOWN) -> Figure:

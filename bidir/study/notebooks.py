@@ -27,8 +27,7 @@ from bidir.run.folder import RunFolder
 from bidir.study.report import page
 from bidir.study.tables import forget
 
-# 10_train's first parameters stand above the tagged cell, which is all that papermill knows; a notebook itself refuses
-# a name that is unknown to it
+# papermill knows the names in the tagged cell alone; a notebook itself refuses one that none of its cells sets
 logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown parameter"))
 
 

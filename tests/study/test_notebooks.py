@@ -162,6 +162,9 @@ def test_figures_are_drawn_from_the_registry(batch, drawn):
             "fig8b_cost": "8 steps",
         }
         assert seeds.get(name, "2 seeds") in (out / "figures" / f"{name}.md").read_text(), name
+    assert "Y_s is not shown" not in (out / "figures" / "fig1_qualitative.md").read_text()
+    stored = {name: len([*out.glob(f"maps/*/raw-{name}/*.png")]) for name in ("branch_s", "y_s")}
+    assert stored["y_s"] == stored["branch_s"] > 0  # beside the figure, so that drawing it again needs no checkpoint
     assert make_figures(batch[3], "34")["34_propagation"].startswith("not run: grid 'propagation' holds no finished")
 
 
