@@ -59,7 +59,7 @@ def plot_seeds(
     for _, runs in dots.sort_values("dot").groupby(["seed", x if hue and paired == hue else "number"]):
         axis.plot(runs["dot"], runs["percent"], color="0.6", lw=0.5, alpha=0.6, zorder=1)
     for i, runs in dots.groupby("number"):
-        look = {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}"}
+        look = {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}", "label": hues[i]}
         axis.plot(runs["dot"], runs["percent"], MARKERS[i % 3], ms=2.8, **look)
     import seaborn as sns  # takes as long to import as all else here
 

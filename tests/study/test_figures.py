@@ -89,6 +89,11 @@ def test_a_table_is_written_for_reading_and_for_print(scores, tmp_path):
     assert row[["mean", "half_width"]].tolist() == pytest.approx([0.5, 0.248414], abs=1e-6)
 
 
+def test_the_legend_names_the_hues_once(scores):
+    figure = plot_maps(scores.assign(decoder="plain"), "supervision", ["c2s", "both", "full"], "decoder", MAPS)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain"]
+
+
 def test_no_figure_waits_to_be_shown(scores):
     """Figures are shown by who displays them: none is left to pyplot, which would show it a second time."""
     order = ["c2s", "both", "full"]
