@@ -13,7 +13,7 @@ _PLACES = {
     "apply.masks": "export_pseudo_masks export_voc_archive",
     "apply.export": "export_model",
     "apply.reference": "import_reference",
-    "study.grid": "check plan read_grid",
+    "study.grid": "check plan progress_table read_grid",
     "study.batch": "run_batch run_study write_tables",
     "study.notebooks": "make_figures run_training write_report",
     "study.claims": "write_claims", "study.cost": "cost forecast",

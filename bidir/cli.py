@@ -68,7 +68,7 @@ def sweep(
     table = bidir.plan(jobs) if dry_run or status else bidir.run_batch(jobs, slots, cluster, retry_failed)
     if out and not dry_run:
         bidir.write_tables(jobs, out)
-    print(table.drop(columns="reason").to_string(index=False))
+    print(bidir.progress_table(jobs).to_string(max_colwidth=60))
     runs = table.drop_duplicates("run_id")
     for row in runs[runs["state"] == "failed"].itertuples():
         print(f"failed: {row.run_id}: {row.reason}")

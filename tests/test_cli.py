@@ -1,5 +1,6 @@
 """The command line: its parameters, and each command over what it calls."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_dry_run_and_status_start_nothing(tmp_path, workspace):
         result = CliRunner().invoke(app, ["sweep", str(grid), flag, *given])
         assert result.exit_code == 0, result.output
         assert "2 waiting" in result.output
+        assert len(re.findall(r"^a, all as fixed, seed [01] +waiting +0 of 40 .*-seed[01]-", result.output, re.M)) == 2
     assert not Path(folders["runs_dir"]).exists()
     wrong = CliRunner().invoke(app, ["sweep", str(grid), "--dry-run", *given, "-p", "crop_size=4000"])
     assert "crop_size = 4000 is larger than every image" in str(wrong.exception)

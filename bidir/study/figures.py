@@ -3,11 +3,11 @@
 import io
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,9 +28,15 @@ def use_style() -> None:
     plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 
-def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
-    """Close ``figure`` and write it as PNG, PDF and SVG, its numbers (with run ids) as CSV, its caption as Markdown."""
+def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
+    """``plt.subplots`` of a closed figure: it is shown where a cell returns or displays it, and nowhere else."""
+    figure, axes = plt.subplots(*shape, **options)
     plt.close(figure)
+    return figure, axes
+
+
+def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
+    """Write ``figure`` as PNG, PDF and SVG, its numbers (with run ids) as CSV, its caption as Markdown."""
     for kind, metadata in UNDATED.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
@@ -53,19 +59,19 @@ def plot_seeds(
     for _, runs in dots.sort_values("dot").groupby(["seed", x if hue and paired == hue else "number"]):
         axis.plot(runs["dot"], runs["percent"], color="0.6", lw=0.5, alpha=0.6, zorder=1)
     for i, runs in dots.groupby("number"):
-        look = {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}"}
+        look = {"mfc": "white" if i % 2 else None, "mew": 0.7, "color": f"C{i}", "label": hues[i]}
         axis.plot(runs["dot"], runs["percent"], MARKERS[i % 3], ms=2.8, **look)
+    import seaborn as sns  # takes as long to import as all else here
+
     drawn = len(axis.lines)
     sns.pointplot(
         data=dots, x=x, y="percent", order=order, ax=axis, errorbar=t_interval, capsize=0.1, linestyle="none",
         marker="_", markersize=8, markeredgewidth=1.6, err_kws={"linewidth": 1.1}, dodge=apart * (len(hues) - 1),
-        **({"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}),
+        **({"hue": hue, "palette": [f"C{i}" for i in range(len(hues))]} if hue else {"color": "C0"}), legend=False,
     )  # fmt: skip
     for line in axis.lines[drawn:]:  # the interval stands to the right of its dots
         line.set_xdata(np.asarray(line.get_xdata(), float) + 0.2 * apart)
     axis.set(xlabel="", ylabel="")
-    if axis.get_legend():
-        axis.get_legend().remove()
 
 
 def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None, maps: Maps = SHOWN) -> Figure:
@@ -73,7 +79,7 @@ def plot_maps(scores: pd.DataFrame, x: str, order: list, hue: str | None = None,
     parts = [of_maps(scores, (key,)) for key in maps]
     orders = [[value for value in order if value in set(part[x])] for part in parts]
     widths = [*map(len, orders)]
-    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False, width_ratios=widths)
+    figure, axes = subplots(1, len(maps), figsize=(PAGE, 2.3), sharey=True, squeeze=False, width_ratios=widths)
     for axis, part, values, (_, name) in zip(axes[0], parts, orders, maps, strict=True):
         plot_seeds(axis, part, x, "iou", values, hue)
         axis.set_title(MAP_TITLES[name])
@@ -92,7 +98,7 @@ def plot_differences(
     keys = ["first", "second", "protocol", "map"]
     drawn = differences(of_maps(scores, maps), column, pairs, keys[2:], "iou")
     drawn = drawn[[*keys, "seed", "iou", "run_id_first", "run_id"]].merge(numbers, on=keys)
-    figure, axes = plt.subplots(1, len(maps), figsize=(PAGE, 0.7 + 0.3 * len(pairs)), sharey=True, squeeze=False)
+    figure, axes = subplots(1, len(maps), figsize=(PAGE, 0.7 + 0.3 * len(pairs)), sharey=True, squeeze=False)
     for axis, key in zip(axes[0], maps, strict=True):
         for pair, rows in of_maps(drawn, (key,)).groupby(["first", "second"]):
             at, row = pairs.index(pair), rows.iloc[0]
@@ -114,7 +120,7 @@ def plot_curves(
 ) -> Figure:
     """Loss terms and validation mIoU over the iterations of runs, by legend name; ``pale`` ones are not in the legend.
     ``losses``: term -> title; ``maps``: protocol/map -> title."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
+    figure, (left, right) = subplots(1, 2, figsize=(PAGE, 2.8))
     for number, (name, path) in enumerate(runs.items()):
         rows, facts, dash = pd.DataFrame(RunFolder(path).rows()), RunFolder(path).facts(), DASHES[number % 4]
         final = facts.get("results", {})  # on all images, the others on some: a point of its own
@@ -132,14 +138,14 @@ def plot_curves(
     right.set(title="Validation mIoU (%); hollow: all images", xlabel="iteration")
     for axis in (left, right):
         if axis.get_legend_handles_labels()[0]:  # none if all are pale, or not validated on the way
-            axis.legend(ncols=1 if len(runs) == 1 else 2, fontsize=6)
+            axis.legend(ncols=4 if len(runs) == 1 else 2, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 
 
 def plot_dynamics(curves: pd.DataFrame, titles: dict[str, str], hues: list[str], starts: list[int]) -> Figure:
     """``over_training``, a panel for each name of ``titles``, in percent: means over the runs of each supervision in
     ``hues`` with their 95 % t-intervals; dotted lines at ``starts``."""
-    figure, axes = plt.subplots(2, 4, figsize=(PAGE, 3.6), sharex=True)
+    figure, axes = subplots(2, 4, figsize=(PAGE, 3.6), sharex=True)
     curves = curves.query("name != 'c2s_share' or supervision != 'full'").dropna(subset="value")  # the mask, all of it
     for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
         for number, label in enumerate(hues):
@@ -178,7 +184,7 @@ def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]
     """Both minus c2s in points, a panel for each knob of ``gains`` (with its title), by the knob's value: means with
     their 95 % t-intervals; small and hollow: the seeds of ``scores``, which is as ``by_difficulty`` gives it."""
     knobs = gains.groupby("knob", sort=False)
-    figure, axes = plt.subplots(1, len(knobs), figsize=(PAGE * len(knobs) / 2, 2.4), squeeze=False, sharey=True)
+    figure, axes = subplots(1, len(knobs), figsize=(PAGE * len(knobs) / 2, 2.4), squeeze=False, sharey=True)
     for axis, (knob, part) in zip(axes[0], knobs, strict=True):
         for number, (key, gain) in enumerate(part.groupby(["protocol", "map"], sort=False)):
             at = np.arange(len(gain)) + 0.2 * (number - 1)
@@ -201,7 +207,7 @@ def plot_cost(cost: pd.DataFrame) -> Figure:
     """Seconds and memory of each part, as ``bidir benchmark`` measures: a row per setting, in brackets times full."""
     settings = cost.groupby("setting", sort=False)
     size = {"figsize": (PAGE, 0.5 + 0.24 * len(cost)), "height_ratios": settings.size()}
-    figure, axes = plt.subplots(len(settings), 2, **size, squeeze=False)
+    figure, axes = subplots(len(settings), 2, **size, squeeze=False)
     for row, (setting, part) in zip(axes, settings, strict=True):
         spread = [part["seconds_per_step"] - part["seconds_least"], part["seconds_most"] - part["seconds_per_step"]]
         drawn = ("seconds_per_step", "ratio", "{:.3g}", spread), ("peak_memory_mib", "memory_ratio", "{:.0f}", None)

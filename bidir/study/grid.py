@@ -107,8 +107,8 @@ def progress_table(jobs: list[Job]) -> pd.DataFrame:
             left = tqdm.format_interval(seconds * (iterations - step) / step)
             clock = f"{left} left" if step < iterations else "scoring"
         clock = f"took {tqdm.format_interval(seconds)}" if state == "done" else clock
-        rows.append({"run": job.name, "state": state, "iteration": f"{step} of {iterations}",
-                     "last": folder.reason() or last_value(folder), "time": clock})  # fmt: skip
+        rows.append({"run": job.name, "state": state, "iteration": f"{step} of {iterations}", "time": clock,
+                     "last": folder.reason() or last_value(folder), "folder": folder.run_id})  # fmt: skip
     return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["state"]))).set_index("run")
 
 

@@ -9,17 +9,17 @@ from scipy.special import nctdtr, stdtrit  # quantiles of Student's t; scipy.sta
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Mean of ``value`` per group with its 95 % t-interval: columns mean, half_width (NaN for one seed), seeds. At
+    """Mean of ``value`` per group with its 95 % t-interval: columns mean, half_width (NaN below three seeds), seeds. At
     three seeds it covers 95 %; a bootstrap would cover far less."""
     _require_single(table, by)
     result = table.groupby(by, sort=False)[value].agg(mean="mean", half_width="sem", seeds="count").reset_index()
-    result["half_width"] *= stdtrit((result["seeds"] - 1).where(result["seeds"] > 1), 0.975)
+    result["half_width"] *= stdtrit((result["seeds"] - 1).where(result["seeds"] > 2), 0.975)
     return result
 
 
 def t_interval(values: pd.Series) -> tuple[float, float]:
-    """Lower and upper end of the 95 % t-interval of a mean; the mean itself for a single value."""
-    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
+    """Lower and upper end of the 95 % t-interval of a mean; the mean itself below three values."""
+    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 2 else 0.0
     return values.mean() - half, values.mean() + half
 
 
@@ -43,10 +43,11 @@ def paired_difference(
 
 def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str]) -> pd.DataFrame:
     """Mean ``differences`` of iou for several pairs: with first, second and the ``reading``: higher or lower where the
-    interval leaves out 0, else not resolved; one seed: no interval."""
+    interval leaves out 0, else not resolved; below three seeds, which give none: how many there are."""
     table = mean_interval(differences(scores, column, pairs, by, "iou"), ["first", "second", *by], "iou")
-    few, higher, lower = table["seeds"] < 2, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
-    return table.assign(reading=np.select([few, higher, lower], ["one seed", "higher", "lower"], "not resolved"))
+    few, higher, lower = table["seeds"] < 3, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
+    seeds = np.where(table["seeds"] < 2, "one seed", "two seeds")
+    return table.assign(reading=np.select([few, higher, lower], [seeds, "higher", "lower"], "not resolved"))
 
 
 def seed_count(seeds: pd.Series) -> str:

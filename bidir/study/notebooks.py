@@ -1,5 +1,6 @@
 """Notebooks run by papermill: parameters checked first, output moved into place whole; and the report made of them."""
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
 from bidir.study.report import page
 from bidir.study.tables import forget
+
+# papermill knows the names in the tagged cell alone; a notebook itself refuses one that none of its cells sets
+logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown parameter"))
 
 
 class NotebookError(ChildProcessError):

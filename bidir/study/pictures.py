@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from bidir.config import RunConfig
 from bidir.data.overlay import draw_overlay, named_regions, save_palette_png
 from bidir.data.split import Split
-from bidir.study.figures import PAGE
+from bidir.study.figures import PAGE, subplots
 from bidir.study.tables import MAP_TITLES, SHOWN, WITH_Y_S, Maps
 
 OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
@@ -25,12 +25,12 @@ def plot_samples(config: RunConfig, count: int = 8) -> Figure:
 
     split = open_split(config, "train")
     crops, names = TrainingCrops(split, config), np.array(split.class_names)
-    figure, axes = plt.subplots(1, count, figsize=(PAGE, PAGE / count + 0.3))
+    figure, axes = subplots(1, count, figsize=(PAGE, PAGE / count + 0.3))
     for axis, index in zip(axes, np.linspace(0, len(split) - 1, count).astype(int).tolist(), strict=True):
         crop = crops[0, index]
         top, left, bottom, right = crop.box[0].tolist()
         axis.imshow(crop.image[0].permute(1, 2, 0).byte().numpy())
-        axis.add_patch(plt.Rectangle((left, top), right - left - 1, bottom - top - 1, fill=False, ec="white", lw=0.8))
+        axis.add_patch(Rectangle((left, top), right - left - 1, bottom - top - 1, fill=False, ec="white", lw=0.8))
         axis.set_title("\n".join(names[split.labels[index]]), fontsize=6.5, loc="center")
         axis.axis("off")
     return figure
@@ -105,7 +105,7 @@ def draw_masks(split: Split, images: list[int], masks: Masks, rows: list[str] | 
     columns = {"image": None, **({"mask": {i: split.read_mask(i) for i in images}} if split.masks else {}), **masks}
     heights = [photo.shape[0] / photo.shape[1] for photo in photos]
     size = (PAGE, PAGE / len(columns) * sum(heights) + 0.4)
-    figure, axes = plt.subplots(len(images), len(columns), figsize=size, squeeze=False, height_ratios=heights)
+    figure, axes = subplots(len(images), len(columns), figsize=size, squeeze=False, height_ratios=heights)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
     for row, (i, photo) in enumerate(zip(images, photos, strict=True)):
         for axis, (title, made) in zip(axes[row], columns.items(), strict=True):

@@ -191,14 +191,6 @@ def findings(folders: dict[str, Path], questions: dict[str, dict[tuple[str, str]
     return pd.DataFrame(rows, columns=["data", "what is added", "seeds", "map", "difference", "reading"])
 
 
-def runs_by_grid(tables: Tables) -> pd.DataFrame:
-    """Finished runs by grid and scale: how many, with how many seeds, and their median seconds."""
-    runs = tables["grids"][["grid", "run_id"]].merge(tables["runs"].query("state == 'done'"), on="run_id")
-    groups = runs.groupby(["grid", "iterations", "batch_size", "crop_size", "encoder"], sort=False, as_index=False)
-    time = {"median seconds": ("seconds", "median")}
-    return groups.agg(runs=("run_id", "nunique"), seeds=("seed", "nunique"), **time)
-
-
 def first_look(tables: Tables) -> Shown:
     """Grid ``first_look``, a row per arm (column run); ``attrs["scale"]`` of the text says how it was trained."""
     runs = tables["runs"][["run_id", "seconds_per_step", "hardware"]]
@@ -211,8 +203,3 @@ def first_look(tables: Tables) -> Shown:
     text["seconds"] = numbers.groupby("run")["seconds_per_step"].first().map("{:.2f}".format)
     text.attrs["scale"] = f"{numbers['hardware'].iloc[0]}; {caption_of(numbers, ['run'], drawn='none')}"
     return text, numbers[["run", "protocol", "map", "iou", "seed", "run_id", "seconds_per_step"]]
-
-
-def asked_for(tables: Tables, figure: str) -> bool:
-    """Whether the batch of a registry names the grid that a figure (``fig0`` .. ``fig9``) draws."""
-    return DRAWS[figure] in set(tables["grids"]["grid"])

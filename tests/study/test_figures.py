@@ -1,14 +1,18 @@
 """Figures against intervals worked by scipy, and tables' words against numbers by hand."""
 
+import io
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 from scipy import stats
 
-from bidir.study.figures import plot_differences, save_figure, use_style
+from bidir.study.figures import plot_differences, plot_maps, save_figure, subplots, use_style
 from bidir.study.intervals import compare
-from bidir.study.tables import in_words
+from bidir.study.tables import in_words, save_table, summarise
 
 GAINS = {"cam": [0.01, -0.02, 0.03], "branch_s": [0.10, 0.12, 0.11]}  # of both over c2s, seed by seed
 MAPS = (("ms", "cam"), ("raw", "branch_s"))
@@ -73,3 +77,39 @@ def test_differences_in_words(paired):
     )
     assert in_words(paired[0].iloc[:1], MAPS).startswith("both against c2s: CAM +0.7 ± 6.3 points (not resolved)")
     assert in_words(paired[0].iloc[:0]) == ""
+
+
+def test_a_table_is_written_for_reading_and_for_print(scores, tmp_path):
+    """Branch-S under c2s: 40, 50 and 60 %: mean 50, s = 10, half width 4.303 * 10 / sqrt(3) = 24.8."""
+    text, numbers = summarise(scores.query("supervision == 'c2s'"), ["supervision"], MAPS)
+    save_table(text, numbers, tmp_path / "table", "Caption.")
+    assert "| 50.0 ± 24.8 " in (tmp_path / "table.md").read_text()
+    assert r"& 50.0 $\pm$ 24.8 " in (tmp_path / "table.tex").read_text()
+    row = pd.read_csv(tmp_path / "table.csv").query("map == 'branch_s'").iloc[0]
+    assert row[["mean", "half_width"]].tolist() == pytest.approx([0.5, 0.248414], abs=1e-6)
+
+
+def test_the_legend_names_the_hues_once(scores):
+    figure = plot_maps(scores.assign(decoder="plain"), "supervision", ["c2s", "both", "full"], "decoder", MAPS)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain"]
+
+
+def test_no_figure_waits_to_be_shown(scores):
+    """Figures are shown by who displays them: none is left to pyplot, which would show it a second time."""
+    order = ["c2s", "both", "full"]
+    figures = [plot_maps(scores, "supervision", order, maps=MAPS), subplots(2, 2)[0]]
+    assert not plt.get_fignums()
+    buffers = [io.BytesIO() for _ in figures]
+    for figure, buffer in zip(figures, buffers, strict=True):
+        figure.savefig(buffer, format="png")
+        assert np.array(Image.open(buffer)).std() > 1  # yet it can be drawn
+
+
+def test_means_of_fewer_than_three_seeds_are_drawn_without_interval(scores):
+    """The vertical lines, those with two points at one place, have a length from three seeds on."""
+    for seeds in (2, 3):
+        rows = scores[(scores["seed"] < seeds) & (scores["supervision"] != "full")]
+        lines = plot_maps(rows, "supervision", ["c2s", "both"], maps=MAPS[1:]).axes[0].lines
+        drawn = [line for line in lines if line.get_linestyle() != "None"]
+        upright = [line.get_ydata() for line in drawn if len({*line.get_xdata()}) < len(line.get_xdata())]
+        assert [np.nanmax(ends) - np.nanmin(ends) > 1 for ends in upright] == [seeds > 2] * 2

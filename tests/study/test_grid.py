@@ -94,9 +94,10 @@ def test_a_batch_is_watched_by_a_row_per_run(tmp_path, folders, write_grid, smal
     failed.failed.write_text("no memory\n")
     with running.lock():
         table = progress_table(jobs)
-        assert table.loc["a, supervision=c2s, seed 0"].tolist() == ["running", "30 of 40", "loss 0.250", "00:50 left"]
+        row = table.loc["a, supervision=c2s, seed 0"].tolist()
+        assert row == ["running", "30 of 40", "00:50 left", "loss 0.250", running.run_id]
         running.log({"step": 30, "kind": "val", "raw/branch_s": 0.4})
         assert progress_table(jobs)["last"].iloc[0] == "Branch-S 40.0 %"
     assert table["state"].tolist() == ["running", "failed", "waiting", "done"]  # a run of two grids once
     assert table["last"].iloc[1] == "no memory"
-    assert table.iloc[3].tolist() == ["done", "30 of 40", "Branch-S 54.3 %", "took 01:01"]
+    assert table.iloc[3].tolist() == ["done", "30 of 40", "took 01:01", "Branch-S 54.3 %", done.run_id]

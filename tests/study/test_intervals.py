@@ -30,6 +30,10 @@ def test_t_interval_by_hand():
     assert math.isnan(result.loc["b", "half_width"])
     assert t_interval(table["iou"][:3]) == pytest.approx((0.44 - half, 0.44 + half), rel=1e-5)
     assert t_interval(table["iou"][3:]) == (0.3, 0.3)
+    assert t_interval(table["iou"][:2]) == pytest.approx(
+        (0.41, 0.41), abs=1e-9
+    )  # of two seeds an interval would say nothing
+    assert math.isnan(mean_interval(table[:2], ["run"], "iou")["half_width"].item())
 
 
 @pytest.fixture
@@ -61,6 +65,7 @@ def test_comparison_says_what_its_interval_says(scores):
     assert compare(scores, "supervision", pairs, ["map"])["reading"].tolist() == ["higher", "lower"]
     assert compare(wide, "supervision", pairs, ["map"])["reading"].tolist() == ["not resolved"] * 2
     assert compare(scores[scores["seed"] == 0], "supervision", pairs[:1], ["map"])["reading"].tolist() == ["one seed"]
+    assert compare(scores[scores["seed"] < 2], "supervision", pairs, ["map"])["reading"].tolist() == ["two seeds"] * 2
 
 
 def test_a_table_that_mixes_settings_is_refused(scores):

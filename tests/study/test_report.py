@@ -1,10 +1,14 @@
 """The report's page: names from outside stay text, every figure says where it comes from, nothing is loaded."""
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from bidir.study.report import figure_html, page, prose, table_html, written_table
 from bidir.study.tables import save_table
@@ -72,6 +76,24 @@ def test_a_figure_says_where_it_comes_from(tmp_path):
     figure.with_suffix(".csv").write_text("part,seconds\n")
     html = figure_html(figure, "scenes", "38_cost", {"runs": runs, "grids": grids}, tmp_path)
     assert "Notebook 38_cost; measured by bidir benchmark" in html
+
+
+def test_a_picture_is_embedded_as_it_is_but_lighter(tmp_path):
+    """Blurred grey noise, as heavy as a photograph: the same size, no pixel far off."""
+    noise = gaussian_filter(np.random.default_rng(0).uniform(0, 255, (120, 200, 1)), (2, 2, 0))
+    image = (127 + 6 * (noise - 127)).clip(0, 255).astype(np.uint8).repeat(3, 2)
+    figure = tmp_path / "fig1_qualitative.png"
+    Image.fromarray(image).save(figure)
+    figure.with_suffix(".md").write_text("Maps.\n")
+    figure.with_suffix(".csv").write_text("run_id\na\n")
+    tables = {"runs": pd.DataFrame({"run_id": ["a"], "git_commit": ["1" * 40]}),
+              "grids": pd.DataFrame({"run_id": ["a"], "grid": ["directions"]})}  # fmt: skip
+    source = dict(Parsed(figure_html(figure, "scenes", "31", tables, tmp_path)).tags)["img"]["src"]
+    embedded = base64.b64decode(source.partition("base64,")[2])
+    assert len(embedded) < figure.stat().st_size / 2
+    shown = np.array(Image.open(io.BytesIO(embedded)))
+    assert shown.shape == image.shape
+    assert np.abs(shown.astype(int) - image).mean() < 4
 
 
 def test_long_tables_are_folded_and_all_scroll_within_themselves():
