@@ -81,6 +81,11 @@ def endpoint_title(endpoint: str) -> str:
     return f"{short_title(name)} ({', '.join([protocol, *(['training images'] if part else [])])})"
 
 
+def headlines(claims: pd.DataFrame) -> list[str]:
+    """The sentences of the first claim on each ``data`` and of all that are resolved."""
+    return [*claims.loc[~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"]), "sentence"]]
+
+
 def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
     """Claims as they are read."""
     points = [percent(*row, signed=True) for row in claims[["mean", "half_width"]].to_numpy()]
@@ -93,15 +98,14 @@ def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_claims(path: str | Path = "results/claims.yaml", text: str | Path = "README.md") -> list[str]:
-    """Answer the claims anew, in their file and in two blocks of ``text``: the sentences of the first claim on each
-    ``data`` and of all that are resolved, and the table. Returns ``stale_figures`` of their registries."""
+    """Answer the claims anew, in their file and in two blocks of ``text``: ``headlines`` and ``claims_table``.
+    Returns ``stale_figures`` of their registries."""
     claims = read_claims(path)
     kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
     rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
     write_text(resolve(path), yaml.safe_dump(rounded, allow_unicode=True, sort_keys=False, width=140))
-    first = claims[~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])]
     blocks = {
-        "verdict": "\n".join(f"- {sentence}" for sentence in first["sentence"]),
+        "verdict": "\n".join(f"- {sentence}" for sentence in headlines(claims)),
         "claims": tabulate(claims_table(claims), "keys", "github", showindex=False, disable_numparse=True),
     }
     page = resolve(text).read_text()

@@ -7,7 +7,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bidir.atomic import write_text
-from bidir.study.intervals import compare, interval_text, mean_interval, percent, seed_count
+from bidir.study.intervals import compare, interval_text, mean_interval, seed_count
 from bidir.study.registry import grid_scores
 
 Maps = tuple[tuple[str, str], ...]
@@ -175,20 +175,6 @@ def by_difficulty(tables: Tables, knobs: dict[str, str]) -> pd.DataFrame:
             part, seeds = pd.concat([moved, base]), moved.loc[moved[knob] != base[knob].iloc[0], "seed"]
             parts.append(part[part["seed"].isin(seeds)].eval(f"at = {knob}").assign(knob=knob))
     return pd.concat(parts).drop_duplicates(["knob", "run_id", "protocol", "map"]) if parts else pd.DataFrame()
-
-
-def findings(folders: dict[str, Path], questions: dict[str, dict[tuple[str, str], str]]) -> pd.DataFrame:
-    """Differences (points) that were drawn in registries (by title), each the answer to one of ``questions`` (by name
-    of the table) about its pair of cells."""
-    rows = []
-    for title, folder in folders.items():
-        for name, asked in questions.items():
-            path = folder / "tables" / f"{name}.csv"
-            for row in of_maps(pd.read_csv(path), SHOWN).itertuples() if path.is_file() else ():
-                if what := asked.get((row.first, row.second)):
-                    text = f"{percent(row.mean, row.half_width, signed=True)} ({row.reading})"
-                    rows.append((title, what, row.seeds, short_title(row.map), text, row.reading))
-    return pd.DataFrame(rows, columns=["data", "what is added", "seeds", "map", "difference", "reading"])
 
 
 def first_look(tables: Tables) -> Shown:
