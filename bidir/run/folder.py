@@ -131,7 +131,9 @@ class RunFolder:
 
     def scores(self) -> Scores:
         """The final scores of a finished run; without rows where its dataset has no masks."""
-        return Scores(*(pd.read_csv(self.path / f"{name}.csv") for name in Scores._fields))
+        how = {"dtype": {"image": str, "class": str}, "keep_default_na": False}  # also one called 0001, or NA
+        how["na_values"] = dict.fromkeys(("iou", "precision", "recall", "coverage"), "")
+        return Scores(*(pd.read_csv(self.path / f"{name}.csv", **how) for name in Scores._fields))
 
     def finish(self, scores: Scores, facts: dict[str, Any]) -> None:
         """Write the final scores, then DONE."""
