@@ -24,15 +24,12 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as file:
             several = file.format != "MPO" and getattr(file, "n_frames", 1) > 1  # MPO: a telephone's photograph
             image = ImageOps.exif_transpose(file)
-        values = np.asarray(image)
-        if (
-            several
-            or values.dtype.kind == "f"
-            or (image.mode[0] == "I" and not 0 <= values.min() <= values.max() < 2**16)
-        ):
+        if image.mode[0] in "IF":  # I;16, I, F
+            values = np.asarray(image) / 257
+            several |= image.mode == "F" or not 0 <= values.min() <= values.max() < 256
+            image = Image.fromarray(values.astype(np.uint8))
+        if several:
             raise ValueError("several pictures or numbers of 32 bits; save one with 8 or 16 bits")
-        if image.mode[0] == "I":
-            image = Image.fromarray((values // 257).astype(np.uint8))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return np.array(image.convert("RGB"))
@@ -91,8 +88,8 @@ def read_list(path: Path, folder: Path | None = None) -> list[str]:
         elif len(words) == 2 and (words[1] in ("-1", "0", "1") or Path(words[0]).name == Path(words[1]).name):
             del words[1]
         names += words
-    if wrong := [name for name in names if ".." in name.split("/")] or [] if names else ["nothing"]:
-        raise DataError(f"{path}: names {wrong[0]}; it lists images below JPEGImages")
+    if not names or any(".." in name.split("/") for name in names):
+        raise DataError(f"{path}: names no image, or leads out of JPEGImages; give names of images below that")
     return names
 
 

@@ -82,7 +82,7 @@ def _split(
         raise DataError(f"classes: {unknown} not in the class list; known: {', '.join(known)}")
     if twice := [stem for stem, count in Counter(image.stem for image in images).items() if count > 1]:
         raise DataError(f"{source}: a second image is called {twice[0]!r}; masks go by that name, rename it")
-    labels = [_labels_in(mask, known) for mask in masks] if masked else [names_in(row, known, source) for row in rows]
+    labels = [_labels_in(mask, known) for mask in masks] if masked else names_in(rows, known, source)
     matrix = label_matrix(labels, names)
     kept = [i for i, row in enumerate(labels) if matrix[i].any() or not row]
     if not kept:

@@ -3,7 +3,6 @@
 import io
 import pickle
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -57,28 +56,26 @@ def known_classes(path: Path | None) -> list[str]:
     return class_list(names, path)
 
 
-def names_in(row: Row, known: list[str], source: Path) -> list[str]:
-    """The classes of ``known`` that a row names; in a text the longest first, so that they may hold blanks and commas.
+def names_in(rows: list[Row], known: list[str], source: Path) -> list[list[str]]:
+    """The classes of ``known`` that each row names; in a text the longest first: they may hold blanks and commas.
     Errors: ``DataError`` that names what is not known."""
-    if isinstance(row.labels, dict):
-        found = [name for name, there in row.labels.items() if there]
-        unknown = next((name for name in found if name not in known), "")
-    else:
-        found, unknown, one_of = [], row.labels.strip(AROUND), _pattern(tuple(known))
-        while match := one_of.match(unknown):
-            found.append(match[1])
-            unknown = unknown[match.end() :].strip(AROUND)
-        unknown = re.split(rf"[\s{BETWEEN}]", unknown)[0]
-    if unknown:
-        fix = NO_CLASS if _is_background(unknown) else f"known: {', '.join(known)}"
-        raise DataError(f"{source}: image {Path(row.file).name!r} has label {unknown!r}; {fix}")
-    return found
-
-
-@cache
-def _pattern(known: tuple[str, ...]) -> re.Pattern:
     names = "|".join(map(re.escape, sorted(known, key=len, reverse=True))) or "(?!)"
-    return re.compile(rf"({names})(?=[{re.escape(AROUND)}]|$)")
+    one_of, labels = re.compile(rf"({names})(?=[{re.escape(AROUND)}]|$)"), []
+    for row in rows:
+        if isinstance(row.labels, dict):
+            found = [name for name, there in row.labels.items() if there]
+            unknown = next((name for name in found if name not in known), "")
+        else:
+            found, unknown = [], row.labels.strip(AROUND)
+            while match := one_of.match(unknown):
+                found.append(match[1])
+                unknown = unknown[match.end() :].strip(AROUND)
+            unknown = re.split(rf"[\s{BETWEEN}]", unknown)[0]
+        if unknown:
+            fix = NO_CLASS if _is_background(unknown) else f"known: {', '.join(known)}"
+            raise DataError(f"{source}: image {Path(row.file).name!r} has label {unknown!r}; {fix}")
+        labels.append(found)
+    return labels
 
 
 def classes_of(rows: list[Row], path: Path) -> list[str]:

@@ -14,7 +14,10 @@ from PIL import Image
 from bidir.config import DataError, RunConfig
 from bidir.data.make.check import describe_dataset
 from bidir.data.open import open_split
+from bidir.run.folder import RunFolder
 from bidir.run.preflight import check_files
+from bidir.run.training import fit
+from bidir.study.registry import collect, read_registry, write_registry
 
 NAMES = [f"p{i:02d}" for i in range(12)]  # the first eight are for training
 SHOWS = {name: (("blue",), ("red",), ("blue", "red"))[i % 3] for i, name in enumerate(NAMES)}
@@ -119,8 +122,13 @@ def multi_hot(root):
 
 
 class Evil:
+    """Makes a file when it is read by a trusting reader."""
+
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return (open, ("/tmp/field-cases-ran", "w"))
+        return (open, (self.path, "w"))
 
 
 def hot(root, head="image,blue,red,split"):
@@ -167,24 +175,87 @@ def numbered(root, layout="folder"):
 LIGHT = {"red": "traffic light"}
 ROWS = {  # kind: layout, change, settings, what comes: the classes, or words of the error
     "picture: suffixes in any case": ("voc", suffixes, {}, ("blue", "red")),
-    "picture: a strip": ("folder", strip, {"eval_size": 256}, "p09.jpg: 600 x 2 px, too narrow to be evaluated at eval_size = 256"),
+    "picture: a strip": (
+        "folder",
+        strip,
+        {"eval_size": 256},
+        "p09.jpg: 600 x 2 px, too narrow to be evaluated at eval_size = 256",
+    ),
     "picture: a text": ("folder", lambda r: (r / "p03.jpg").write_text("no"), {}, "p03.jpg: the image cannot be read"),
-    "picture: two in one file": ("folder", lambda r: Image.new("L", (64, 64)).save(
-        r / "p03.jpg", "TIFF", save_all=True, append_images=[Image.new("L", (64, 64))]), {}, "p03.jpg: the image cannot be read"),
+    "picture: two in one file": (
+        "folder",
+        lambda r: Image.new("L", (64, 64)).save(
+            r / "p03.jpg", "TIFF", save_all=True, append_images=[Image.new("L", (64, 64))]
+        ),
+        {},
+        "p03.jpg: the image cannot be read",
+    ),
     "ids: 0 and 255": ("folder", lambda r: one_class(r, 255, True), {}, "masks and labels differ in 1 images"),
-    "ids: 0 and 255, two classes": ("folder", lambda r: remask(r, lambda m: 255 * (m > 0).astype(np.uint8)), {}, "blue labelled without a pixel in 3"),
-    "ids: other order": ("folder", lambda r: remask(r, lambda m: np.array([0, 2, 1], np.uint8)[m]), {}, "masks have ids of another order"),
+    "ids: 0 and 255, two classes": (
+        "folder",
+        lambda r: remask(r, lambda m: 255 * (m > 0).astype(np.uint8)),
+        {},
+        "blue labelled without a pixel in 3",
+    ),
+    "ids: other order": (
+        "folder",
+        lambda r: remask(r, lambda m: np.array([0, 2, 1], np.uint8)[m]),
+        {},
+        "masks have ids of another order",
+    ),
     "ids: shifted": ("folder", lambda r: remask(r, lambda m: m + (m > 0).astype(np.uint8)), {}, "unknown ids [3]"),
-    "ids: shifted, voc": ("voc", lambda r: remask(r, lambda m: m // 2, "SegmentationClass"), {}, "masks and labels differ"),
-    "ids: background in labels.csv": ("folder", lambda r: relabel(r, p03="background blue"), {}, "'background' is no class"),
-    "ids: background as a label, listed": ("folder", lambda r: relabel(r, p03="background"), {"classes": ["blue", "red"]}, "label 'background'"),
-    "ids: background as a label of voc": ("voc", lambda r: edit(r, "image_labels.txt", "p03 ", "p03 background "), {}, "label 'background'; leave"),
-    "ids: classes.txt without background": ("voc", lambda r: (r / "classes.txt").write_text("blue\nred\n"), {}, "begins with 'blue'"),
-    "ids: classes.txt with a name twice": ("voc", lambda r: (r / "classes.txt").write_text("background\nblue\nblue\nred\n"), {}, "class 'blue' is there twice"),
-    "ids: background twice": ("voc", lambda r: (r / "classes.txt").write_text("background\nbackground\nblue\nred\n"), {}, "'background' is no class"),
+    "ids: shifted, voc": (
+        "voc",
+        lambda r: remask(r, lambda m: m // 2, "SegmentationClass"),
+        {},
+        "masks and labels differ",
+    ),
+    "ids: background in labels.csv": (
+        "folder",
+        lambda r: relabel(r, p03="background blue"),
+        {},
+        "'background' is no class",
+    ),
+    "ids: background as a label, listed": (
+        "folder",
+        lambda r: relabel(r, p03="background"),
+        {"classes": ["blue", "red"]},
+        "label 'background'",
+    ),
+    "ids: background as a label of voc": (
+        "voc",
+        lambda r: edit(r, "image_labels.txt", "p03 ", "p03 background "),
+        {},
+        "label 'background'; leave",
+    ),
+    "ids: classes.txt without background": (
+        "voc",
+        lambda r: (r / "classes.txt").write_text("blue\nred\n"),
+        {},
+        "begins with 'blue'",
+    ),
+    "ids: classes.txt with a name twice": (
+        "voc",
+        lambda r: (r / "classes.txt").write_text("background\nblue\nblue\nred\n"),
+        {},
+        "class 'blue' is there twice",
+    ),
+    "ids: background twice": (
+        "voc",
+        lambda r: (r / "classes.txt").write_text("background\nbackground\nblue\nred\n"),
+        {},
+        "'background' is no class",
+    ),
     "ids: classes twice": ("folder", lambda r: None, {"classes": ["blue", "blue", "red"]}, "'blue' is there twice"),
-    "ids: JPEG masks": ("folder", lambda r: [p.rename(p.with_suffix(".jpg")) and Image.fromarray(disc(p.stem)[1]).save(p.with_suffix(".jpg"))
-                                             for p in (r / "masks").glob("*.png")], {}, "no JPEG"),
+    "ids: JPEG masks": (
+        "folder",
+        lambda r: [
+            p.rename(p.with_suffix(".jpg")) and Image.fromarray(disc(p.stem)[1]).save(p.with_suffix(".jpg"))
+            for p in (r / "masks").glob("*.png")
+        ],
+        {},
+        "no JPEG",
+    ),
     "ids: masks of 16 bits": ("folder", lambda r: remask(r, lambda m: m.astype(np.uint16)), {}, ("blue", "red")),
     "ids: masks of one bit": ("folder", lambda r: (one_class(r, 1, True), remask(r, lambda m: m > 0)), {}, ("blue",)),
     "labels: commas": ("folder", lambda r: table(r, ",".join), {}, ("blue", "red")),
@@ -192,57 +263,182 @@ ROWS = {  # kind: layout, change, settings, what comes: the classes, or words of
     "labels: bars": ("folder", lambda r: table(r, "|".join), {}, ("blue", "red")),
     "labels: strokes": ("folder", lambda r: table(r, " / ".join), {}, ("blue", "red")),
     "labels: a list in Python": ("folder", lambda r: table(r, str), {}, ("blue", "red")),
-    "labels: a class with a stroke": ("folder", lambda r: table(r, ",".join, names={"red": "red/pink"}), {"classes": ["blue", "red/pink"]}, ("blue", "red/pink")),
+    "labels: a class with a stroke": (
+        "folder",
+        lambda r: table(r, ",".join, names={"red": "red/pink"}),
+        {"classes": ["blue", "red/pink"]},
+        ("blue", "red/pink"),
+    ),
     "labels: columns by semicolons": ("folder", lambda r: table(r, ",".join, sep=";"), {}, ("blue", "red")),
     "labels: a comma without quotes": ("folder", lambda r: edit(r, "labels.csv", "blue red", "blue,red"), {}, "line 4"),
-    "labels: a blank in a name, commas": ("folder", lambda r: table(r, ",".join, names=LIGHT), {}, ("blue", "traffic light")),
+    "labels: a blank in a name, commas": (
+        "folder",
+        lambda r: table(r, ",".join, names=LIGHT),
+        {},
+        ("blue", "traffic light"),
+    ),
     "labels: a blank in a name": ("folder", lambda r: table(r, names=LIGHT), {}, "one class or several"),
-    "labels: a blank in a name, listed": ("folder", lambda r: table(r, names=LIGHT), {"classes": ["blue", "traffic light"]}, ("blue", "traffic light")),
-    "labels: now by commas, now by blanks": ("folder", lambda r: (table(r, ",".join), relabel(r, p02="blue red")), {}, "one class or several: 'blue red'"),
-    "labels: a blank in classes.txt": ("voc", lambda r: [edit(r, f, "red", "traffic light") for f in ("classes.txt", "image_labels.txt")], {}, ("blue", "traffic light")),
+    "labels: a blank in a name, listed": (
+        "folder",
+        lambda r: table(r, names=LIGHT),
+        {"classes": ["blue", "traffic light"]},
+        ("blue", "traffic light"),
+    ),
+    "labels: now by commas, now by blanks": (
+        "folder",
+        lambda r: (table(r, ",".join), relabel(r, p02="blue red")),
+        {},
+        "one class or several: 'blue red'",
+    ),
+    "labels: a blank in classes.txt": (
+        "voc",
+        lambda r: [edit(r, f, "red", "traffic light") for f in ("classes.txt", "image_labels.txt")],
+        {},
+        ("blue", "traffic light"),
+    ),
     "labels: byte-order mark": ("folder", lambda r: table(r, encoding="utf-8-sig"), {}, ("blue", "red")),
-    "labels: Windows-1252": ("folder", lambda r: table(r, encoding="cp1252", names={"red": "rouge-é"}), {}, ("blue", "rouge-é")),
+    "labels: Windows-1252": (
+        "folder",
+        lambda r: table(r, encoding="cp1252", names={"red": "rouge-é"}),
+        {},
+        ("blue", "rouge-é"),
+    ),
     "labels: UTF-16": ("folder", lambda r: table(r, encoding="utf-16"), {}, ("blue", "red")),
-    "labels: a spreadsheet": ("folder", lambda r: (r / "labels.csv").write_bytes(b"PK\x03\x04\0\0\x08\0"), {}, "labels.csv: no text"),
-    "labels: byte-order mark in voc": ("voc", lambda r: edit(r, "image_labels.txt", "p00", "\ufeffp00"), {}, ("blue", "red")),
+    "labels: a spreadsheet": (
+        "folder",
+        lambda r: (r / "labels.csv").write_bytes(b"PK\x03\x04\0\0\x08\0"),
+        {},
+        "labels.csv: no text",
+    ),
+    "labels: byte-order mark in voc": (
+        "voc",
+        lambda r: edit(r, "image_labels.txt", "p00", "\ufeffp00"),
+        {},
+        ("blue", "red"),
+    ),
     "labels: Train, validation": ("folder", lambda r: table(r, part=["Train", " validation"]), {}, ("blue", "red")),
     "labels: no such split": ("folder", lambda r: table(r, part=["a", "b"]), {}, "of split 'a'"),
-    "labels: an empty name in XML": ("voc", lambda r: xml(r, lambda k: k.replace("red", "")), {"label_source": "xml"}, "p01.xml: an object without a name"),
+    "labels: an empty name in XML": (
+        "voc",
+        lambda r: xml(r, lambda k: k.replace("red", "")),
+        {"label_source": "xml"},
+        "p01.xml: an object without a name",
+    ),
     "labels: blanks in XML": ("voc", lambda r: xml(r, lambda k: f"\n {k} "), {"label_source": "xml"}, ("blue", "red")),
     "labels: dictionary of arrays, voc": ("voc", multi_hot, {"labels_file": "cls_labels.npy"}, ("blue", "red")),
-    "labels: dictionary of arrays, other classes": ("voc", lambda r: (multi_hot(r), (r / "classes.txt").write_text("background\nblue\n")),
-                                                    {"labels_file": "cls_labels.npy"}, "one for each class known"),
-    "labels: arrays that would run code": ("voc", lambda r: np.save(r / "x.npy", Evil(), allow_pickle=True), {"labels_file": "x.npy"}, "no dictionary"),
+    "labels: dictionary of arrays, other classes": (
+        "voc",
+        lambda r: (multi_hot(r), (r / "classes.txt").write_text("background\nblue\n")),
+        {"labels_file": "cls_labels.npy"},
+        "one for each class known",
+    ),
     "labels: one column per class": ("folder", hot, {}, ("blue", "red")),
-    "labels: a column of background": ("folder", lambda r: hot(r, "image,background,red,split"), {}, "'background' is no class"),
+    "labels: a column of background": (
+        "folder",
+        lambda r: hot(r, "image,background,red,split"),
+        {},
+        "'background' is no class",
+    ),
     "labels: one folder per class": ("folder", by_folders, {}, ("blue", "red")),
-    "labels: one folder per class, no splits": ("folder", lambda r: by_folders(r, False), {"holdout": 0.3}, ("blue", "red")),
+    "labels: one folder per class, no splits": (
+        "folder",
+        lambda r: by_folders(r, False),
+        {"holdout": 0.3},
+        ("blue", "red"),
+    ),
     "labels: from masks of a folder": ("folder", no_table, {"label_source": "masks", "holdout": 0.3}, ("blue", "red")),
     "labels: none at all": ("folder", lambda r: (r / "labels.csv").unlink(), {}, "no labels there"),
-    "labels: images without a class": ("folder", lambda r: (relabel(r, p02="", p08=""), [
-        Image.new("L", (64, 64)).save(r / f"masks/{n}.png") for n in ("p02", "p08")]), {}, ("blue", "red")),
-    "labels: a line of the name alone": ("voc", lambda r: edit(r, "image_labels.txt", "p02 blue red", "p02"), {}, ("blue", "red")),
-    "labels: XML without an object": ("voc", lambda r: (xml(r, str), (r / "Annotations/p02.xml").write_text("<annotation/>")), {"label_source": "xml"}, ("blue", "red")),
+    "labels: images without a class": (
+        "folder",
+        lambda r: (
+            relabel(r, p02="", p08=""),
+            [Image.new("L", (64, 64)).save(r / f"masks/{n}.png") for n in ("p02", "p08")],
+        ),
+        {},
+        ("blue", "red"),
+    ),
+    "labels: a line of the name alone": (
+        "voc",
+        lambda r: edit(r, "image_labels.txt", "p02 blue red", "p02"),
+        {},
+        ("blue", "red"),
+    ),
+    "labels: XML without an object": (
+        "voc",
+        lambda r: (xml(r, str), (r / "Annotations/p02.xml").write_text("<annotation/>")),
+        {"label_source": "xml"},
+        ("blue", "red"),
+    ),
     "labels: one class, images without it": ("folder", lambda r: one_class(r, 1, True), {}, ("blue",)),
     "labels: one class everywhere": ("folder", one_class, {}, "every training image shows blue"),
-    "labels: no class anywhere": ("folder", lambda r: relabel(r, **dict.fromkeys(NAMES, "")), {"classes": ["blue"]}, "no labels there"),
+    "labels: no class anywhere": (
+        "folder",
+        lambda r: relabel(r, **dict.fromkeys(NAMES, "")),
+        {"classes": ["blue"]},
+        "no labels there",
+    ),
     "lists: suffix": ("voc", lambda r: lists(r, "{}.jpg".format), {}, ("blue", "red")),
-    "lists: two columns": ("voc", lambda r: lists(r, "/JPEGImages/{0}.jpg /SegmentationClass/{0}.png".format), {}, ("blue", "red")),
+    "lists: two columns": (
+        "voc",
+        lambda r: lists(r, "/JPEGImages/{0}.jpg /SegmentationClass/{0}.png".format),
+        {},
+        ("blue", "red"),
+    ),
     "lists: a flag": ("voc", lambda r: lists(r, "{} -1".format), {}, ("blue", "red")),
     "lists: byte-order mark": ("voc", lambda r: lists(r, str, encoding="utf-8-sig"), {}, ("blue", "red")),
-    "lists: another machine's paths": ("voc", lambda r: lists(r, "D:\\VOC\\JPEGImages\\{}.jpg".format), {}, ("blue", "red")),
-    "lists: out of the dataset": ("voc", lambda r: lists(r, "../{}".format), {}, "names ../p00"),
+    "lists: another machine's paths": (
+        "voc",
+        lambda r: lists(r, "D:\\VOC\\JPEGImages\\{}.jpg".format),
+        {},
+        ("blue", "red"),
+    ),
+    "lists: out of the dataset": ("voc", lambda r: lists(r, "../{}".format), {}, "leads out of JPEGImages"),
     "lists: an image twice": ("voc", lambda r: lists(r, "{0}\n{0}".format), {}, "a second image is called 'p00'"),
-    "check: masks for validation only": ("folder", lambda r: drop(r, *(f"masks/{n}.png" for n in NAMES[:8])), {}, ("blue", "red")),
-    "check: masks for validation only, voc": ("voc", lambda r: drop(r, *(f"SegmentationClass/{n}.png" for n in NAMES[:8])), {}, ("blue", "red")),
-    "check: one mask is lacking": ("folder", lambda r: drop(r, "masks/p09.png"), {}, "p09.png: the mask cannot be read"),
+    "check: masks for validation only": (
+        "folder",
+        lambda r: drop(r, *(f"masks/{n}.png" for n in NAMES[:8])),
+        {},
+        ("blue", "red"),
+    ),
+    "check: masks for validation only, voc": (
+        "voc",
+        lambda r: drop(r, *(f"SegmentationClass/{n}.png" for n in NAMES[:8])),
+        {},
+        ("blue", "red"),
+    ),
+    "check: one mask is lacking": (
+        "folder",
+        lambda r: drop(r, "masks/p09.png"),
+        {},
+        "p09.png: the mask cannot be read",
+    ),
     "check: train is val": ("folder", lambda r: None, {"val_list": "train"}, "is to be trained on and scored on"),
-    "check: crop too large": ("folder", lambda r: None, {"crop_size": 640}, "crop_size = 640 is larger than every image"),
+    "check: crop too large": (
+        "folder",
+        lambda r: None,
+        {"crop_size": 640},
+        "crop_size = 640 is larger than every image",
+    ),
     "names: numbers": ("folder", numbered, {}, ("blue", "red")),
-    "names: a class called NA": ("folder", lambda r: (table(r, names={"red": "NA"}), remask(r, lambda m: np.array([0, 2, 1], np.uint8)[m])), {}, ("NA", "blue")),
-    "names: with a blank": ("voc", lambda r: [(r / f"{d}/p00.{s}").rename(r / f"{d}/a photo.{s}") for d, s in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))]
-                            and [edit(r, f, "p00", "a photo") for f in ("image_labels.txt", "ImageSets/Segmentation/train.txt")], {}, ("blue", "red")),
-}  # fmt: skip
+    "names: a class called NA": (
+        "folder",
+        lambda r: (table(r, names={"red": "NA"}), remask(r, lambda m: np.array([0, 2, 1], np.uint8)[m])),
+        {},
+        ("NA", "blue"),
+    ),
+    "names: with a blank": (
+        "voc",
+        lambda r: (
+            [
+                (r / f"{d}/p00.{s}").rename(r / f"{d}/a photo.{s}")
+                for d, s in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))
+            ]
+            and [edit(r, f, "p00", "a photo") for f in ("image_labels.txt", "ImageSets/Segmentation/train.txt")]
+        ),
+        {},
+        ("blue", "red"),
+    ),
+}
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -267,3 +463,33 @@ def test_what_people_have_is_taken_or_refused_by_check_and_training_alike(row, t
         describe_dataset(config)
     with pytest.raises(DataError, match=re.escape(expected)):
         check_files(open_split(config, "train"), open_split(config, "val"), config, progress=False)
+
+
+def test_one_class_is_learnt_against_images_that_do_not_show_it(tmp_path):
+    """From pictures called by numbers; their names are text from the run to its registry."""
+    write("folder", tmp_path)
+    one_class(tmp_path, without=True)
+    numbered(tmp_path)
+    edit(tmp_path, "labels.csv", "blue", "NA")
+    short = {"iterations": 2, "c2s_start": 0, "s2c_start": 0, "propagation_start": 1, "crop_size": 64, "device": "cpu"}
+    folders = {"dataset": "folder", "data_root": str(tmp_path), "runs_dir": str(tmp_path / "runs"), "eval_every": 1}
+    config = RunConfig.from_parameters({**folders, **short, "encoder_weights": "random"}, "quick")
+    describe_dataset(config)
+    folder = RunFolder(fit(config, progress=False))
+    rows = folder.scores().per_image.query("protocol == 'ms' and map == 'seed'")
+    empty = ["0008", "0010", "0011"]  # without the class: their seeds are background
+    assert rows.loc[rows["image"].isin(empty), "class"].eq("background").all()
+    assert set(rows["image"]) == {*empty, "0009"}
+    grids = pd.DataFrame(columns=["grid", "case", "seed", "run_id", "state"])
+    write_registry({**collect([folder.path]), "grids": grids}, tmp_path / "registry")
+    tables = read_registry(tmp_path / "registry")
+    assert set(tables["per_image"]["image"]) == {*empty, "0009"}
+    assert set(tables["per_class"]["class"]) == {"background", "NA", "mean"}
+
+
+def test_arrays_that_would_run_code_do_not(tmp_path):
+    write("voc", tmp_path)
+    np.save(tmp_path / "x.npy", Evil(str(tmp_path / "ran")), allow_pickle=True)
+    with pytest.raises(DataError, match="no dictionary"):
+        open_split(RunConfig(dataset="voc", data_root=str(tmp_path), labels_file="x.npy"), "train")
+    assert not (tmp_path / "ran").exists()

@@ -34,14 +34,10 @@ def check_files(
     if shared := sorted({*train.images} & {*val.images}):
         problems.append(f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; mixed-up lists?")
     if train.labels.all() or not train.labels.any():
-        shows = (
-            f"every training image shows {', '.join(train.class_names)}" if train.labels.any() else "none shows a class"
-        )
-        problems.append(f"train: {shows}: nothing to tell apart; add images that do not (of empty labels) or do")
-    for part, split in (("train", train), ("val", val)):
-        masked, eval_size = (
-            (config.supervision == "full", None) if split is train else (bool(val.masks), config.eval_size)
-        )
+        shows = f"{'every' if train.labels.any() else 'no'} training image shows {', '.join(train.class_names)}"
+        problems.append(f"train: {shows}: nothing to tell apart; add images that do not (of empty labels), or do")
+    looks = ("train", train, config.supervision == "full", None), ("val", val, bool(val.masks), config.eval_size)
+    for part, split, masked, eval_size in looks:
         try:
             sizes[part], shown = split.look(masked, progress, eval_size)
             told = f"{describe(split, sizes[part])}{held_against_labels(split, shown) if masked else ''}\n"

@@ -39,13 +39,13 @@ def prepare_coco(source: str | Path, out: str | Path, any_count: bool = False, s
         raise DataError(f"{source}/annotations: train and val name different categories")
     ids = {category: i for i, (category, _) in enumerate(categories, 1)}
     names = class_list([name.replace(" ", "_") for _, name in categories], f"{source}/annotations: categories")
-    found = {part: _objects(content, ids, part) for part, (content, _) in read.items()}
-    if unusable := [line for _, lines in found.values() for line in lines]:
-        told = "\n".join(unusable)
+    unusable: list[str] = []
+    shown = {part: _objects(content, ids, unusable) for part, (content, _) in read.items()}
+    if unusable:
+        told = "\n".join([*unusable, f"{len(unusable)} annotations cannot be drawn"])
         if not skip_unusable:
-            raise DataError(f"{told}\n{len(unusable)} annotations cannot be drawn; leave them out by --skip-unusable")
-        print(f"{told}\n{len(unusable)} annotations left out")
-    shown = {part: images for part, (images, _) in found.items()}
+            raise DataError(f"{told}; leave them out by --skip-unusable")
+        print(f"{told}: left out")
     lists = {part: [Path(file).stem for file in images] for part, images in shown.items()}
     verify(dataset := f"coco{year.removeprefix('2014')}", lists, any_count)
     files = {part: [source / f"{part}{year}" / file for file in images] for part, images in shown.items()}
@@ -87,18 +87,16 @@ def _read_instances(path: Path) -> tuple[dict[str, Any], str]:
     return content, digest(text)
 
 
-def _objects(
-    content: dict[str, Any], ids: dict[int, int], part: str
-) -> tuple[dict[str, tuple[dict, list[dict]]], list[str]]:
-    """File name -> (image, its objects), of the images that have one, by name; and what cannot be drawn, with why."""
-    images, objects, unusable = {image["id"]: image for image in content["images"]}, defaultdict(list), []
+def _objects(content: dict[str, Any], ids: dict[int, int], unusable: list[str]) -> dict[str, tuple[dict, list[dict]]]:
+    """File name -> (image, its objects), of the images that have one, by name; the others into ``unusable``."""
+    images, objects = {image["id"]: image for image in content["images"]}, defaultdict(list)
     for one in content["annotations"]:
         if wrong := _unusable(one, images, ids):
-            unusable.append(f"{part}, annotation {one['id']}: {wrong}")
+            unusable.append(f"annotation {one['id']}: {wrong}")
         else:
             objects[one["image_id"]].append(one)
     by_file = {images[i]["file_name"]: (images[i], objects[i]) for i in objects}
-    return dict(sorted(by_file.items())), unusable
+    return dict(sorted(by_file.items()))
 
 
 def _unusable(one: dict[str, Any], images: dict[int, dict], ids: dict[int, int]) -> str:

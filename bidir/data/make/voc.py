@@ -26,7 +26,7 @@ from bidir.data.overlay import save_palette_png
 from bidir.data.split import Split
 from bidir.progress import bar
 
-PLACES = ("JPEGImages", "jpg"), ("SegmentationClass", "png")
+PLACES = "JPEGImages/{}.jpg", "SegmentationClass/{}.png"
 PUBLISHED = {  # images per list: VOC's own lists, VOC with SBD without val; COCO images that show an object
     "voc": {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582},
     "coco": {"train": 82081, "val": 40137},
@@ -141,11 +141,11 @@ def link(target: Path, path: Path) -> None:
 
 
 def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
-    """A look at every image and mask, then lists, image labels and the manifest; returns ``out``. Errors: ``DataError``."""
+    """A look at every image and mask, then lists, labels and the manifest; returns ``out``. Errors: ``DataError``."""
     texts = {f"ImageSets/Segmentation/{name}.txt": "\n".join(images) + "\n" for name, images in lists.items()}
     texts["image_labels.txt"] = "".join(f"{' '.join([name, *row])}\n" for name, row in sorted(labels.items()))
     every = sorted(set().union(*lists.values()))
-    images, masks = (tuple(out / f"{place}/{name}.{kind}" for name in every) for place, kind in PLACES)
+    images, masks = (tuple(out / place.format(name) for name in every) for place in PLACES)
     Split(tuple(map(str, range(254))), images, np.zeros((len(every), 254), bool), masks, tuple(range(255))).check(None)
     manifest = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
             "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
