@@ -48,10 +48,12 @@ def read_folder(config: RunConfig, split: str) -> Split:
     ``classes``, else by name. Errors: ``DataError`` naming the file and the fix."""
     root = resolve(config.data_root)
     listed = known_classes(root / "classes.txt") if (root / "classes.txt").is_file() else [*config.classes]
-    path = next((root / name for name in ("labels.csv", config.labels_file) if (root / name).is_file()), None)
+    path = next((root / name for name in (config.labels_file, "labels.csv") if (root / name).is_file()), None)
     every, path = read_rows(path, listed, []) if path else rows_of_folders(root), path or root / "labels.csv"
     if not any(row.labels for row in every) and config.label_source != "masks":
-        raise DataError(f"{path}: no labels there; give a CSV with the columns file,labels, or one folder per class")
+        raise DataError(
+            f"{path}: no labels there; give a CSV with the columns file,labels, a labels_file, or one folder per class"
+        )
     known, rows, others = listed or classes_of(every, path), every, Counter()
     if any(row.split is not None for row in every):
         rows = [row for row in every if _part(row.split) == _part(split)]

@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -20,6 +21,7 @@ VOC_CLASSES = (
 BETWEEN = r",;|/\t"  # parts the labels of an image, as blanks do
 AROUND = ",;|/\t\r\n []'\""  # may stand around one
 USES = ("file", "filename", "image", "name", "path"), ("labels", "label", "class", "classes"), ("split",)  # columns
+ON, OFF = ("1", "1.0", "True", "TRUE", "true"), ("", "0", "0.0", "False", "FALSE", "false")
 NO_CLASS = "leave the labels of an image that shows none empty"
 
 
@@ -35,7 +37,8 @@ def class_list(names: list[str], where: Path | str) -> list[str]:
     """``names``, if they can be classes: each once, none background, no more than ids in a mask. Else ``DataError``."""
     if wrong := [name for name in names if _is_background(name)]:
         raise DataError(f"{where}: {wrong[0]!r} is no class; {NO_CLASS}")
-    if wrong := [name for name in names if names.count(name) > 1] or names[254:]:
+    lower = Counter(name.lower() for name in names)
+    if wrong := [name for name in names if lower[name.lower()] > 1] or names[254:]:
         raise DataError(f"{where}: class {wrong[0]!r} is there twice, or one more than a mask has ids for (254)")
     return names
 
@@ -118,11 +121,11 @@ def _read_csv(path: Path) -> list[Row]:
     head, table = table.iloc[0].tolist(), table[1:][table[1:].any(axis=1)]
     files, labels, splits = ([i for i, name in enumerate(head) if name.lower() in use] for use in USES)
     hot = [i for i in range(len(head)) if i not in files + splits]
-    if len(files) != 1 or len(labels) > 1 or not (labels or table[hot].isin(["0", "1", "0.0", "1.0"]).all(axis=None)):
+    if len(files) != 1 or len(labels) > 1 or not (labels or table[hot].isin([*ON, *OFF]).all(axis=None)):
         raise DataError(f"{path}: columns {head}; needs file,labels, or file and a column of 0 and 1 for each class")
     rows = []
     for line in table.itertuples(index=False):
-        there = line[labels[0]] if labels else {head[i]: float(line[i]) > 0 for i in hot}
+        there = line[labels[0]] if labels else {head[i]: line[i] in ON for i in hot}
         rows.append(Row(line[files[0]], there, line[splits[0]] if splits else None))
     return rows
 

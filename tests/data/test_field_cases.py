@@ -333,6 +333,24 @@ ROWS = {  # kind: layout, change, settings, what comes: the classes, or words of
         "one for each class known",
     ),
     "labels: one column per class": ("folder", hot, {}, ("blue", "red")),
+    "labels: one column per class, true or empty": (
+        "folder",
+        lambda r: (hot(r), edit(r, "labels.csv", ",1", ",True"), edit(r, "labels.csv", ",0", ",")),
+        {},
+        ("blue", "red"),
+    ),
+    "labels: one class in two cases": (
+        "folder",
+        lambda r: relabel(r, p01="Red"),
+        {},
+        "class 'Red' is there twice",
+    ),
+    "ids: background as 255": (
+        "folder",
+        lambda r: remask(r, lambda m: np.where(m, m, 255).astype(np.uint8)),
+        {},
+        ("blue", "red"),
+    ),
     "labels: a column of background": (
         "folder",
         lambda r: hot(r, "image,background,red,split"),

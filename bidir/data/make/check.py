@@ -36,7 +36,10 @@ def check_files(
     if train.labels.all() or not train.labels.any():
         shows = f"{'every' if train.labels.any() else 'no'} training image shows {', '.join(train.class_names)}"
         problems.append(f"train: {shows}: nothing to tell apart; add images that do not (of empty labels), or do")
-    looks = ("train", train, config.supervision == "full", None), ("val", val, bool(val.masks), config.eval_size)
+    looks = (
+        ("train", train, config.supervision == "full", None),
+        ("val", val, bool(val.masks), config.eval_size if val.masks else None),
+    )
     for part, split, masked, eval_size in looks:
         try:
             sizes[part], shown = split.look(masked, progress, eval_size)
@@ -80,4 +83,5 @@ def held_against_labels(split: Split, shown: np.ndarray) -> str:
     if wrong.any() and wrong.sum() >= 0.9 * (wrong | telling).sum():
         ids = ", ".join(f"{number} {name}" for number, name in zip(split.mask_ids[1:], split.class_names, strict=True))
         raise DataError(f"{told}; masks have ids of another order? 0 background, {ids}, 255 ignored")
-    return told if wrong.any() else ""
+    told = told if wrong.any() else ""
+    return told if shown[:, 0].any() else f"{told}\n  no mask holds a pixel of background, id 0"

@@ -78,7 +78,9 @@ def _read_instances(path: Path) -> tuple[dict[str, Any], str]:
         content = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); was the download cut short?") from error
-    if lacking := sorted(KEYS.keys() - set(content if isinstance(content, dict) else ())):
+    if lacking := sorted(
+        kind for kind in KEYS if not (isinstance(content, dict) and isinstance(content.get(kind), list))
+    ):
         raise DataError(f"{path}: no instance annotations, lacks {lacking[0]!r}")
     for kind, keys in KEYS.items():
         for number, one in enumerate(content[kind]):
@@ -111,7 +113,7 @@ def _unusable(one: dict[str, Any], images: dict[int, dict], ids: dict[int, int])
     if isinstance(outline, dict):
         fits = "counts" in outline and outline.get("size") == [image["height"], image["width"]]
     else:
-        fits = outline and all(isinstance(part, list) and len(part) >= 6 for part in outline)
+        fits = outline and all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in outline)
     return "" if fits else f"no outline in {image['file_name']}"
 
 
@@ -119,7 +121,7 @@ def _coco_mask(coco: Any, image: dict, objects: list[dict], ids: dict[int, int])
     """(H, W) uint8 of class indices: crowds first, then large to small. Errors: ``DataError``."""
     coco.imgs = {image["id"]: image}
     mask = np.zeros((image["height"], image["width"]), np.uint8)
-    for one in sorted(objects, key=lambda o: (-o.get("iscrowd", 0), -o["area"])):
+    for one in sorted(objects, key=lambda o: (-(o.get("iscrowd") or 0), -o["area"])):
         try:
             mask[coco.annToMask(one).astype(bool)] = ids[one["category_id"]]
         except Exception as error:  # pycocotools raises bare exceptions
