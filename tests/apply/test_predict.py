@@ -13,6 +13,7 @@ from PIL import Image
 
 from bidir.apply.predict import _predicted_labels, predict, score
 from bidir.config import ConfigError, DataError
+from bidir.method.network import DualBranchNetwork
 from bidir.method.tensors import Batch
 
 
@@ -118,12 +119,11 @@ def test_what_is_too_narrow_to_be_evaluated_is_named(short, photos, tmp_path):
         predict(tmp_path / "other.pt", photos, photos / "out")
 
 
-def test_a_model_of_one_class_may_find_none(short):
+def test_a_model_of_one_class_may_find_none(quick, monkeypatch):
     batch = Batch(torch.zeros(2, 3, 64, 64), torch.zeros(2, 1), torch.zeros(2, 4).long(), None, torch.arange(2), 1)
-
-    def network(image, segmentation):
-        return SimpleNamespace(class_logits=torch.tensor([[-1.0], [1.0]])[: len(image)])
-
+    network = DualBranchNetwork(quick.replace(encoder_weights="random"), 1)
+    said = SimpleNamespace(class_logits=torch.tensor([[-1.0], [1.0]]))
+    monkeypatch.setattr(network, "forward", lambda image, segmentation: said)
     assert _predicted_labels(network, batch).tolist() == [[0.0], [1.0]]
 
 
