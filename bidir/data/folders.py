@@ -57,7 +57,8 @@ def read_folder(config: RunConfig, split: str) -> Split:
     known, rows, others = listed or classes_of(every, path), every, Counter()
     if any(row.split is not None for row in every):
         rows = [row for row in every if _part(row.split) == _part(split)]
-        others.update(f"of split {row.split!r}" for row in every if _part(row.split) != _part(split))
+        parts = {_part(name) for name in (split, config.train_list, config.val_list)}
+        others.update(f"of split {row.split!r}" for row in every if _part(row.split) not in parts)
     elif split != config.train_list:
         raise DataError(f"{path}: no column split, so there is no {split!r}; add it, or set holdout above 0")
     images = [root / row.file for row in rows]
