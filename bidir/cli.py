@@ -22,6 +22,7 @@ Csv = Annotated[Path | None, Option(help="CSV to write, as results/scenes/cost.c
 Sbd = Annotated[Path | None, Option(help="SBD as published: adds the list train_aug")]
 Download = Annotated[bool, Option("--download", help="fetch VOC and SBD where they are lacking")]
 AnyCount = Annotated[bool, Option("--any-count", help="accept other counts than the published")]
+Skip = Annotated[bool, Option("--skip-unusable", help="leave out annotations of COCO that cannot be drawn")]
 Labels = Annotated[str, Option(help="classes in every image, comma-separated; default: predicted")]
 Map = Annotated[str, Option("--map", help="cam | seed | y_c | y_s | branch_c | branch_s")]
 Tables = Annotated[Path | None, Option(help="folder for per_class.csv and per_image.csv")]
@@ -109,9 +110,10 @@ def benchmark(out: Csv = None, parameter: Pairs = None) -> None:
 
 @app.command()
 def prepare(
-    dataset: str, source: Path, out: Path, sbd: Sbd = None, download: Download = False, any_count: AnyCount = False
-) -> None:
-    """VOC 2012 or COCO 2014 (voc | coco) as published, to the layout that training reads, in a folder OUT."""
+    dataset: str, source: Path, out: Path, sbd: Sbd = None, download: Download = False, any_count: AnyCount = False,
+    skip_unusable: Skip = False,
+) -> None:  # fmt: skip
+    """VOC 2012 or COCO (voc | coco) as published, to the layout that training reads, in a folder OUT."""
     if dataset == "voc":
         folder = bidir.prepare_voc(source, out, sbd, download, any_count)
     elif dataset != "coco":
@@ -119,7 +121,7 @@ def prepare(
     elif sbd or download:
         raise ConfigError("coco takes neither --sbd nor --download; see cocodataset.org for its archives")
     else:
-        folder = bidir.prepare_coco(source, out, any_count)
+        folder = bidir.prepare_coco(source, out, any_count, skip_unusable)
     lists = " -p train_list=train" if dataset == "voc" and not sbd else ""
     print(f"{folder}: see manifest.json; train with bidir train --preset {dataset} -p data_root={out}{lists}")
 
@@ -135,9 +137,9 @@ def predict(
     checkpoint: Path, images: Path, out: Path, labels: Labels = "", map_name: Map = "branch_s", protocol: str = "raw"
 ) -> None:
     """Masks and overlays for an image or a folder of images."""
-    names = [name.strip() for name in labels.split(",")]
-    given = {path.stem: names for path in bidir.image_paths(images)} if labels else None
-    print(bidir.predict(checkpoint, images, out, given, map_name, protocol).to_string(index=False))
+    names, paths = [name.strip() for name in labels.split(",")], bidir.image_paths(images)
+    given = {path.stem: names for path in paths} if labels else None
+    print(bidir.predict(checkpoint, paths, out, given, map_name, protocol).to_string(index=False))
 
 
 @app.command("pseudo-masks")

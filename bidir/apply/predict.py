@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, DataError, RunConfig
+from bidir.data.files import is_picture
 from bidir.data.loader import WholeImages, collate
 from bidir.data.open import open_split
 from bidir.data.overlay import draw_overlay, save_palette_png, save_png
@@ -32,7 +33,6 @@ from bidir.run.folder import Scores
 from bidir.run.machine import settle_memory
 
 LABELLED_MAPS = ("cam", "seed", "y_c")  # made for given image labels; the others see the image alone
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def predict(
@@ -67,7 +67,7 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     split = own_split(config, part, class_names)
     if split.masks is None:
         raise DataError(f"{part} has no masks to score against; bidir predict and pseudo-masks need none")
-    sizes = distributed.gathered(split.check(masks=True) if distributed.rank() == 0 else None)[0]
+    sizes = distributed.gathered(split.check(True, eval_size=config.eval_size) if distributed.rank() == 0 else None)[0]
     return evaluate(network, split, sizes, config, {protocol: set(MAPS) for protocol in protocols})
 
 
@@ -82,7 +82,10 @@ def segment(
     if protocol == "crf":
         load_crf()
     if (rank := distributed.rank()) == 0:
-        split.check(masks=False)
+        files = Counter(f"{name}{end}".lower() for name in split.names for end in ("", "_overlay")[: 1 + overlays])
+        if (most := files.most_common(1)[0])[1] > 1:
+            raise DataError(f"two images are called {most[0]!r}, or one as what is written of another; rename one")
+        split.check(masks=False, eval_size=config.eval_size)
         if resume:
             _begin(out, network, config, split, map=map_name, protocol=protocol)
     distributed.gathered(None)  # nobody writes before that was looked at
@@ -97,7 +100,7 @@ def segment(
         if not labels_given:
             batch.label = _predicted_labels(network, batch)
             labels[index] = batch.label[0].cpu() > 0
-            batch.most = int(labels[index].sum())
+            batch.most = max(1, int(labels[index].sum()))
         prediction = predict_maps(network, batch, config, {protocol: {map_name}})[protocol, map_name]
         pixels = split.read_image(index)
         mask = nearest(prediction, pixels.shape[:2])[0].cpu().numpy().astype(np.uint8)
@@ -144,28 +147,29 @@ def open_model(checkpoint: str | Path, **where: Any) -> tuple[DualBranchNetwork,
 
 
 def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> Float[Tensor, "B C"]:
-    """Image labels that Branch-C finds: probability above 0.5, or else the likeliest class."""
+    """Image labels that Branch-C finds: probability above 0.5, or else the likeliest of several."""
     with torch.no_grad():
         logits = network(rescale(batch.image), segmentation=False).class_logits
-    return ((logits > 0) | (logits == logits.amax(1, keepdim=True))).float()
+    likeliest = (logits == logits.amax(1, keepdim=True)) & (logits.shape[1] > 1)
+    return ((logits > 0) | likeliest).float()
 
 
 def image_paths(images: str | Path | list[Path]) -> list[Path]:
-    """The image files that a file, a folder or a list names. Errors: ``DataError``."""
+    """The image files that a file, a folder or a list names; prints what is skipped of one. Errors: ``DataError``."""
     paths = [Path(p) for p in ([images] if isinstance(images, (str, Path)) else images)]
     if isinstance(images, (str, Path)) and paths[0].is_dir():
-        paths = sorted(p for p in paths[0].iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        there = sorted(p for p in paths[0].iterdir() if not p.name.startswith("."))
+        paths = [p for p in there if is_picture(p)]
+        if skipped := [p.name for p in there if not is_picture(p)]:
+            print(f"{images}: skipped, no pictures: {', '.join(skipped)}")
     if (missing := [p for p in paths if not p.is_file()]) or not paths:
         raise DataError(f"{missing[0] if missing else images}: no image there")
-    stem, count = Counter(p.stem for p in paths).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"two images are called {stem!r}; their masks would overwrite each other")
     return paths
 
 
 def _given_labels(paths: list[Path], labels: dict[str, list[str]], class_names: tuple[str, ...]) -> np.ndarray:
     for path in paths:
-        if not labels.get(path.stem):
+        if path.stem not in labels:
             raise DataError(f"no labels given for image {path.stem!r}; give them for all images or for none")
         if unknown := sorted(set(labels[path.stem]) - set(class_names)):
             raise DataError(f"image {path.stem!r}: label {unknown[0]!r}; the model knows {', '.join(class_names)}")

@@ -1,19 +1,17 @@
-"""Datasets on disk: VOC layout, and a folder of images with a CSV of labels."""
+"""Datasets on disk: VOC layout, and a folder of images with a table of labels or one folder per class."""
 
+from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
-from PIL import Image
 
 from bidir.config import IGNORE, DataError, RunConfig, resolve
-from bidir.data.split import UNREADABLE, Split, label_matrix
+from bidir.data.files import find, image_name, read_ids, read_list, require
+from bidir.data.labels import VOC_CLASSES as VOC_CLASSES
+from bidir.data.labels import Row, class_list, classes_of, known_classes, names_in, read_rows, read_xml, rows_of_folders
+from bidir.data.split import Split, label_matrix
 
-VOC_CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+PARTS = {"training": "train", "validation": "val", "valid": "val"}  # what a column split may call them
 
 
 def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
@@ -23,127 +21,89 @@ def read_voc(config: RunConfig, split: str, root: Path | None = None) -> Split:
     root = root or resolve(config.data_root)
     if not (root / "JPEGImages").is_dir():
         raise DataError(f"data_root = {str(root)!r}: no folder JPEGImages in it; give a folder in VOC layout")
-    names = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-    images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+    known, photos = known_classes(root / "classes.txt"), root / "JPEGImages"
+    names = read_list(root / "ImageSets" / "Segmentation" / f"{split}.txt", photos)
+    images, rows = find(photos, names, ".jpg"), [Row(name, {}) for name in names]
     require(images, f"named in ImageSets/Segmentation/{split}.txt")
-    masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
-    masks = masks if any(mask.is_file() for mask in masks) else None  # hidden, as of a test list
-    known = known_classes(root / "classes.txt")
-    class_names = config.classes or tuple(known)
-    if unknown := [name for name in class_names if name not in known]:
-        raise DataError(f"classes: {unknown} not in the class list; known: {', '.join(known)}")
-    labels = _read_labels(config, root, names, masks, known)
-    ids = tuple(1 + known.index(name) for name in class_names)
-    other = tuple(i + 1 for i in range(len(known)) if i + 1 not in ids)
-    matrix = label_matrix(labels, class_names)
-    whole = Split(class_names, tuple(images), matrix, masks and tuple(masks), (0, *ids), other)
-    return _not_empty(whole.select(np.flatnonzero(matrix.any(1))), f"{root}, split {split!r}")
+    masks = find(root / "SegmentationClass", names, ".png")
+    source = root / {"xml": "Annotations", "masks": "SegmentationClass"}.get(config.label_source, config.labels_file)
+    if config.label_source == "xml":
+        files = [source / f"{name}.xml" for name in names]
+        require(files, "the image labels (label_source = 'xml')")
+        rows = [Row(name, dict.fromkeys(read_xml(file), True)) for name, file in zip(names, files, strict=True)]
+    elif config.label_source == "file":
+        if not source.is_file():
+            there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_file())) or "none"
+            raise DataError(f"labels_file = {str(source)!r}: not there (files: {there}); give lines 'name class class'")
+        table = {image_name(row.file): row for row in read_rows(source, known, names)}
+        if missing := [name for name in names if name not in table]:
+            raise DataError(f"{source}: no line for image {missing[0]!r} ({len(missing)} in all)")
+        rows = [table[name] for name in names]
+    return _split(config, known, rows, images, masks, source, Counter())
 
 
 def read_folder(config: RunConfig, split: str) -> Split:
-    """Images plus ``labels.csv`` with columns file, labels (names separated by spaces), optionally split.
-    Masks, if any, stand in ``masks/`` as PNG with the image's stem: 0 background, i the i-th class.
-    Errors: ``DataError`` naming the file and the fix."""
+    """Images with ``labels.csv`` or ``labels_file``, as ``read_rows`` takes it, or one folder per class.
+    Masks, if any, stand in ``masks/`` by the image's stem: 0 background, i the i-th class: of ``classes.txt``, of
+    ``classes``, else by name. Errors: ``DataError`` naming the file and the fix."""
     root = resolve(config.data_root)
-    path = root / "labels.csv"
-    if not path.is_file():
-        raise DataError(f"{path}: not there; give a CSV with the columns file,labels")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not {"file", "labels"} <= set(table.columns):
-        raise DataError(f"{path}: columns {list(table.columns)}; needs file,labels")
-    known = list(config.classes) or sorted({name for row in table["labels"] for name in row.split()})
-    twice = table["file"][table["file"].map(lambda file: Path(file).stem).duplicated()]
-    if len(twice):
-        name = Path(twice.iloc[0]).stem
-        raise DataError(f"{path}: a second image is called {name!r}; masks go by that name, rename it")
-    if "split" in table.columns:
-        table = table[table["split"] == split]
+    listed = known_classes(root / "classes.txt") if (root / "classes.txt").is_file() else [*config.classes]
+    path = next((root / name for name in (config.labels_file, "labels.csv") if (root / name).is_file()), None)
+    every, path = read_rows(path, listed, []) if path else rows_of_folders(root), path or root / "labels.csv"
+    if not any(row.labels for row in every) and config.label_source != "masks":
+        raise DataError(
+            f"{path}: no labels there; give a CSV with the columns file,labels, a labels_file, or one folder per class"
+        )
+    known, rows, others = listed or classes_of(every, path), every, Counter()
+    if any(row.split is not None for row in every):
+        rows = [row for row in every if _part(row.split) == _part(split)]
+        parts = {_part(name) for name in (split, config.train_list, config.val_list)}
+        others.update(f"of split {row.split!r}" for row in every if _part(row.split) not in parts)
     elif split != config.train_list:
         raise DataError(f"{path}: no column split, so there is no {split!r}; add it, or set holdout above 0")
-    labels, images = table["labels"].str.split().tolist(), [root / file for file in table["file"]]
+    images = [root / row.file for row in rows]
+    for folder in (root, root / "images"):  # names may lack their suffix or that folder
+        found = find(folder, [image_name(row.file) for row in rows], ".jpg")
+        images = [image if image.is_file() else other for image, other in zip(images, found, strict=True)]
     require(images, f"named in {path}")
-    for file, row in zip(images, labels, strict=True):
-        _check_labels(file.name, row, known, path)
-    masks = tuple(root / "masks" / f"{image.stem}.png" for image in images) if (root / "masks").is_dir() else None
-    matrix = label_matrix(labels, tuple(known))
-    chosen = Split(tuple(known), tuple(images), matrix, masks, tuple(range(len(known) + 1)))
-    return _not_empty(chosen, f"{path}, split {split!r}")
+    masks = find(root / "masks", [image.stem for image in images], ".png")
+    return _split(config, known, rows, images, masks, path, others)
 
 
-def read_list(path: Path) -> list[str]:
-    """The image names in a list of ``ImageSets``. Errors: ``DataError`` if it is not there or names none."""
-    if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.txt"))
-        raise DataError(f"{path}: not there; lists in that folder: {', '.join(there) or 'none'}")
-    if names := path.read_text().split():
-        return names
-    raise DataError(f"{path}: names no image")
+def _part(split: str | None) -> str:
+    name = (split or "").strip().lower()
+    return PARTS.get(name, name)
 
 
-def require(paths: list[Path] | tuple[Path, ...], why: str) -> None:
-    """``DataError`` that names the files that are not there, and ``why`` they should be."""
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        listed = "\n".join(missing[:20]) + ("\n..." if len(missing) > 20 else "")
-        count = f" ({len(missing)} in all)" if len(missing) > 1 else ""
-        raise DataError(f"{listed}: missing{count}, {why}; add the files or take them off the list")
-
-
-def known_classes(path: Path | None) -> list[str]:
-    """The names in a ``classes.txt``, without the background it begins with; VOC's twenty if it is not there."""
-    return path.read_text().split()[1:] if path and path.is_file() else list(VOC_CLASSES)
-
-
-def _read_labels(config: RunConfig, root: Path, names: list[str], masks: list[Path] | None, known: list[str]):
-    """Lists of class names, one per image, from where ``label_source`` says."""
-    if config.label_source == "masks":
-        if masks is None:
-            raise DataError(f"label_source = 'masks', but {root} has no folder SegmentationClass")
-        labels, source = [_labels_in(mask, known) for mask in masks], root / "SegmentationClass"
-    elif config.label_source == "xml":
-        files = [root / "Annotations" / f"{name}.xml" for name in names]
-        require(files, "the image labels (label_source = 'xml')")
-        labels, source = [read_xml(file) for file in files], root / "Annotations"
-    else:
-        source = root / config.labels_file
-        if not source.is_file():
-            raise DataError(f"labels_file = {str(source)!r}: not there; give lines 'name class class ...'")
-        table = {line[0]: line[1:] for line in map(str.split, source.read_text().splitlines()) if line}
-        missing = [name for name in names if name not in table]
-        if missing:
-            raise DataError(f"{source}: no line for image {missing[0]!r} ({len(missing)} in all)")
-        labels = [table[name] for name in names]
-    for name, row in zip(names, labels, strict=True):
-        _check_labels(name, row, known, source)
-    return labels
+def _split(
+    config: RunConfig, known: list[str], rows: list[Row], images: list[Path], masks: list[Path], source: Path,
+    left_out: Counter,
+) -> Split:  # fmt: skip
+    """The images whose rows name a class that is asked for, or none at all. Errors: ``DataError``."""
+    names, masked = tuple(class_list([*config.classes], "classes")) or tuple(known), config.label_source == "masks"
+    if unknown := [name for name in names if name not in known]:
+        raise DataError(f"classes: {unknown} not in the class list; known: {', '.join(known)}")
+    if twice := [stem for stem, count in Counter(image.stem for image in images).items() if count > 1]:
+        raise DataError(f"{source}: a second image is called {twice[0]!r}; masks go by that name, rename it")
+    labels = [_labels_in(mask, known) for mask in masks] if masked else names_in(rows, known, source)
+    matrix = label_matrix(labels, names)
+    kept = [i for i, row in enumerate(labels) if matrix[i].any() or not row]
+    if not kept:
+        there = left_out and f"; there are images {', '.join(left_out)}"
+        raise DataError(f"{source}: no image with any of the classes {', '.join(names)}{there or ''}")
+    left_out["of other classes"] = len(rows) - len(kept)
+    ids = tuple(1 + known.index(name) for name in names)
+    other = tuple(i + 1 for i in range(len(known)) if i + 1 not in ids)
+    there = tuple(masks) if any(mask.is_file() for mask in masks) else None  # hidden, as of a test list
+    told = ", ".join(f"{count} {which}" for which, count in left_out.items() if count)
+    return Split(names, tuple(images), matrix, there, (0, *ids), other, told).select(np.array(kept))
 
 
 def _labels_in(mask: Path, known: list[str]) -> list[str]:
     try:
-        with Image.open(mask) as image:
-            ids = [int(v) for v in np.unique(np.array(image)) if v not in (0, IGNORE)]
-    except UNREADABLE as error:
-        raise DataError(f"{mask}: the mask cannot be read ({error}); label_source = 'masks' needs it") from error
+        ids = [int(v) for v in np.unique(read_ids(mask)) if v not in (0, IGNORE)]
+    except DataError as error:
+        raise DataError(f"{error}; label_source = 'masks' needs it") from error
     if unknown := [v for v in ids if not 0 < v <= len(known)]:
         raise DataError(f"{mask}: unknown ids {unknown}; known: 0..{len(known)} and 255")
     return [known[v - 1] for v in ids]
-
-
-def read_xml(path: Path) -> list[str]:
-    """The classes that an annotation of VOC names. Errors: ``DataError``."""
-    try:
-        return sorted({node.text for node in ElementTree.parse(path).iterfind("object/name")})
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path}: not XML ({error})") from error
-
-
-def _check_labels(image: str, labels: list[str], known: list[str], source: Path) -> None:
-    if not labels:
-        raise DataError(f"{source}: image {image!r} has no labels; name its classes or take it off the list")
-    if unknown := [name for name in labels if name not in known]:
-        raise DataError(f"{source}: image {image!r} has label {unknown[0]!r}; known: {', '.join(known)}")
-
-
-def _not_empty(split: Split, where: str) -> Split:
-    if not len(split):
-        raise DataError(f"{where}: no image with any of the classes {', '.join(split.class_names)}")
-    return split

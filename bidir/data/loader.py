@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from bidir.config import Augment, RunConfig
-from bidir.data.split import Split
+from bidir.data.split import Split, shape_of_evaluated
 from bidir.method.tensors import IGNORE, Batch
 
 PADDING = {"mean": (124, 116, 104), "black": (0, 0, 0)}  # the mean is ImageNet's
@@ -106,8 +106,7 @@ class WholeImages(Dataset):
     def __getitem__(self, index: int) -> Batch:
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         if self.size:
-            scale = self.size / max(image.shape[-2:])
-            image = TF.resize(image, [int(side * scale) for side in image.shape[-2:]], antialias=True)
+            image = TF.resize(image, list(shape_of_evaluated(tuple(image.shape[-2:]), self.size)), antialias=True)
         mask = torch.from_numpy(self.split.read_mask(index)).long() if self.masks else None
         box = torch.tensor([0, 0, *image.shape[-2:]])
         return _single(self.split, index, image, box, mask)

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bidir.config import IGNORE, DataError
+from bidir.data.files import read_ids, read_picture
 from bidir.progress import bar
-
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files it cannot decode
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Split:
     masks: tuple[Path, ...] | None  # PNG of class ids
     mask_ids: tuple[int, ...]  # C + 1 values
     other_ids: tuple[int, ...] = ()  # known classes outside the subset: ignored
+    left_out: str = ""  # what was listed and is not among the images
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,32 +48,16 @@ class Split:
         return digest.hexdigest()
 
     def read_image(self, index: int) -> np.ndarray:
-        """Image (H, W, 3) uint8 RGB. Errors: ``DataError`` for a file that is damaged."""
-        path = self.images[index]
-        try:
-            with Image.open(path) as image:
-                return np.array(image.convert("RGB"))
-        except UNREADABLE as error:
-            fix = "replace it or take it off the list"
-            raise DataError(f"{path}: the image cannot be read ({error}); {fix}") from error
+        """Image (H, W, 3) uint8 RGB, as ``read_picture`` has it."""
+        return read_picture(self.images[index])
 
     def read_mask(self, index: int) -> np.ndarray:
         """Mask (H, W) uint8 of class indices 0..C, ``IGNORE`` where unlabelled.
-        Errors: ``DataError`` if there is no mask, it is damaged, of another size or names an unknown id."""
+        Errors: ``DataError`` if there is no mask, it is damaged or names an unknown id."""
         if self.masks is None:
             raise DataError(f"{self.images[index]}: this dataset has no masks; evaluation needs them")
         path = self.masks[index]
-        try:
-            with Image.open(path) as image, Image.open(self.images[index]) as photo:
-                mask, size = np.array(image), photo.size
-        except UNREADABLE as error:
-            raise DataError(f"{path}: the mask cannot be read ({error})") from error
-        if mask.ndim != 2 or mask.dtype != np.uint8:
-            needs = "a mask needs one channel of 8-bit class ids (palette PNG)"
-            raise DataError(f"{path}: {mask.shape} {mask.dtype}; {needs}")
-        if mask.shape[::-1] != size:
-            raise DataError(f"{path}: mask of {mask.shape[::-1]} pixels for an image of {size}; sizes must be equal")
-        lookup = np.full(256, -1)
+        mask, lookup = read_ids(path), np.full(256, -1)
         lookup[list(self.mask_ids)] = range(len(self.mask_ids))
         lookup[[IGNORE, *self.other_ids]] = IGNORE
         if unknown := [int(v) for v in np.unique(mask) if lookup[v] < 0]:
@@ -82,24 +65,45 @@ class Split:
             raise DataError(f"{path}: unknown ids {unknown}; known: {known} and 255")
         return lookup[mask].astype(np.uint8)
 
-    def check(self, masks: bool, progress: bool = True) -> np.ndarray:
-        """Decode every image (and mask, if ``masks``) once; returns sizes (images, 2) as height, width.
-        Errors: ``DataError`` that lists all problems, all files having been looked at."""
+    def check(self, masks: bool | None, progress: bool = True, eval_size: int | None = None) -> np.ndarray:
+        """Decode every image (and mask, if ``masks``; None: if there) once; returns sizes (images, 2) as height, width.
+        ``eval_size``: of images to be evaluated. Errors: ``DataError`` that lists all problems, all files having been
+        looked at: also masks of other sizes than their images, images too narrow to be evaluated."""
+        return self.look(masks, progress, eval_size)[0]
 
-        def look(index: int) -> tuple[int, int] | str:
-            """The size of an image, or what is wrong with it or its mask."""
+    def look(self, masks: bool | None, progress: bool, eval_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """``check``, and which classes each mask shows (images, C + 1), all False without masks."""
+
+        def one(index: int) -> tuple[tuple[int, int], np.ndarray] | str:
+            """The size of an image and the classes in its mask, or what is wrong with them."""
             try:
-                if masks:
-                    self.read_mask(index)
-                return self.read_image(index).shape[:2]
+                shape, shown = self.read_image(index).shape[:2], np.zeros(len(self.class_names) + 1, bool)
+                if eval_size is not None and min(shape_of_evaluated(shape, eval_size)) < 2:
+                    small = f"{self.images[index]}: {shape[1]} x {shape[0]} px, too narrow to be evaluated"
+                    raise DataError(f"{small} at eval_size = {eval_size}; enlarge it or take it off the list")
+                if masks or (masks is None and self.masks[index].is_file()):
+                    mask = self.read_mask(index)
+                    if mask.shape != shape:
+                        needs = "sizes must be equal, the image turned as its EXIF orientation says"
+                        sizes = f"mask of {mask.shape[::-1]} pixels for an image of {shape[::-1]}"
+                        raise DataError(f"{self.masks[index]}: {sizes}; {needs}")
+                    shown[[i for i in np.unique(mask) if i != IGNORE]] = True
+                return shape, shown
             except DataError as error:
                 return str(error)
 
         with ThreadPoolExecutor(4) as pool:
-            looks = list(bar(pool.map(look, range(len(self))), "check images", len(self), not progress))
+            looks = list(bar(pool.map(one, range(len(self))), "check images", len(self), not progress))
         if problems := [item for item in looks if isinstance(item, str)]:
             raise DataError("\n".join(problems))
-        return np.array(looks)
+        sizes, shown = zip(*looks, strict=True)
+        return np.array(sizes), np.array(shown)
+
+
+def shape_of_evaluated(shape: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Height and width at which an image is evaluated: its longest side as given, or as it is if that is 0."""
+    scale = longest / max(shape) if longest else 1
+    return tuple(int(side * scale) for side in shape)
 
 
 def label_matrix(labels: list[list[str]], class_names: tuple[str, ...]) -> np.ndarray:

@@ -137,7 +137,9 @@ class RunFolder:
 
     def scores(self, part: str | None = "val") -> Scores:
         """The final scores of a finished run on a part of the data (None: all); without rows where it has no masks."""
-        tables = [pd.read_csv(self.path / f"{name}.csv") for name in Scores._fields]
+        how = {"dtype": {"image": str, "class": str}, "keep_default_na": False}  # also one called 0001, or NA
+        how["na_values"] = dict.fromkeys(("iou", "precision", "recall", "coverage"), "")
+        tables = [pd.read_csv(self.path / f"{name}.csv", **how) for name in Scores._fields]
         tables = [table.assign(part=table.get("part", "val")) for table in tables]  # older code scored nothing else
         return Scores(*(table[table["part"] == (part or table["part"])] for table in tables))
 

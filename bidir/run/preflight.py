@@ -2,12 +2,11 @@
 
 import os
 
-import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
 
-from bidir.config import ConfigError, DataError, RunConfig
-from bidir.data.split import Split
+from bidir.config import ConfigError, RunConfig
+from bidir.data.make.check import check_files as check_files
 from bidir.method.encoders import entry
 
 
@@ -45,19 +44,3 @@ def check_processes(config: RunConfig, count: int) -> None:
     if count > 1 and config.encoder_norm == "trained" and not entry(config.encoder).attention:
         alone = f"encoder = {config.encoder!r}, whose batch norm knows its own process alone"
         raise ConfigError(f"encoder_norm = 'trained' with {alone}; set frozen, take a mit_* encoder, or one process")
-
-
-def check_files(train: Split, val: Split, config: RunConfig, progress: bool) -> np.ndarray:
-    """Look at every file that the run will open; returns the sizes of the validation images.
-    Errors: ``DataError``, also if every crop would be larger than the image it is cut from."""
-    if train.class_names != val.class_names:
-        raise DataError(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
-    if shared := sorted({*train.images} & {*val.images}):
-        raise DataError(f"{shared[0]} ({len(shared)} in all) is to be trained on and scored on; mixed-up lists?")
-    longest = train.check(masks=config.supervision == "full", progress=progress).max() * config.scale_max
-    if config.crop_size > longest:
-        most = f"every image, even at scale_max ({longest:.0f} px)"
-        raise DataError(f"crop_size = {config.crop_size} is larger than {most}; set at most {int(longest)}")
-    if config.score_train:
-        train.select(train.spread(config.score_train)).check(masks=True, progress=False)
-    return val.check(masks=val.masks is not None, progress=progress)

@@ -14,7 +14,7 @@ from bidir.data.split import Split
 from bidir.study.figures import PAGE, subplots
 from bidir.study.tables import MAP_TITLES, SHOWN, WITH_Y_S, Maps
 
-OUTLINE = [withStroke(linewidth=1.2, foreground="black")]
+NAME = {"color": "white", "path_effects": [withStroke(linewidth=1.2, foreground="black")], "parse_math": False}
 Masks = dict[str, dict[int, np.ndarray]]  # by title and number of the image
 
 
@@ -31,7 +31,7 @@ def plot_samples(config: RunConfig, count: int = 8) -> Figure:
         top, left, bottom, right = crop.box[0].tolist()
         axis.imshow(crop.image[0].permute(1, 2, 0).byte().numpy())
         axis.add_patch(Rectangle((left, top), right - left - 1, bottom - top - 1, fill=False, ec="white", lw=0.8))
-        axis.set_title("\n".join(names[split.labels[index]]), fontsize=6.5, loc="center")
+        axis.set_title("\n".join(names[split.labels[index]]), fontsize=6.5, loc="center", parse_math=False)
         axis.axis("off")
     return figure
 
@@ -111,11 +111,11 @@ def draw_masks(split: Split, images: list[int], masks: Masks, rows: list[str] | 
         for axis, (title, made) in zip(axes[row], columns.items(), strict=True):
             axis.imshow(draw_overlay(photo, made[i], names=()) if made else photo, interpolation="lanczos")
             for x, y, name in named_regions(made[i], split.class_names) if made else ():
-                axis.text(x, y, name, color="white", fontsize=6, ha="center", va="center", path_effects=OUTLINE)
+                axis.text(x, y, name, fontsize=6, ha="center", va="center", **NAME)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if row == 0:
                 axis.set_title(title, fontsize=6.5, loc="center")
         if rows:
-            axes[row, 0].set_ylabel(rows[row], fontsize=6.5)
+            axes[row, 0].set_ylabel(rows[row], fontsize=6.5, parse_math=False)
     return figure

@@ -1,15 +1,20 @@
 """Masks of one's own images, and scores by protocol, from the checkpoint of a short run."""
 
+import json
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from bidir.apply.predict import predict, score
+from bidir.apply.predict import _predicted_labels, predict, score
 from bidir.config import ConfigError, DataError
+from bidir.method.network import DualBranchNetwork
+from bidir.method.tensors import Batch
 
 
 def read(path):
@@ -73,11 +78,53 @@ def test_predict_does_not_write_over_its_images(short, photos):
         predict(path / "checkpoint.pt", photos, photos)
 
 
-def test_predict_refuses_names_that_would_overwrite(short, photos):
+@pytest.mark.parametrize("name", ["one.png", "ONE.png", "one_overlay.png", "two_Overlay.JPG"])
+def test_predict_refuses_names_that_would_overwrite(short, photos, name):
     _, path = short
-    Image.new("RGB", (64, 64)).save(photos / "one.png")
-    with pytest.raises(DataError, match="two images are called 'one'"):
+    Image.new("RGB", (64, 64)).save(photos / name)
+    with pytest.raises(DataError, match=r"two images are called .(one|two)"):
         predict(path / "checkpoint.pt", photos, photos / "out")
+    assert not (photos / "out").exists()
+
+
+def test_predict_takes_every_kind_of_picture_and_names_what_it_skips(short, photos, capsys):
+    _, path = short
+    for name in ("three.TIF", "four.Gif"):
+        Image.new("L", (64, 48), 90).save(photos / name)
+    (photos / "notes.txt").write_text("no picture")
+    (photos / "._one.jpg").write_bytes(b"of another system")
+    table = predict(path / "checkpoint.pt", photos, photos / "out")
+    assert table["image"].tolist() == ["four", "one", "three", "two"]
+    assert "skipped, no pictures: notes.txt\n" in capsys.readouterr().out
+
+
+def test_a_photograph_is_predicted_as_it_is_shown(short, photos):
+    _, path = short
+    upright, exif = Image.open(photos / "two.png"), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(photos / "two.png", exif=exif)
+    upright.save(photos / "upright.png")
+    predict(path / "checkpoint.pt", [photos / "two.png", photos / "upright.png"], photos / "out")
+    for end in ("", "_overlay"):
+        assert np.array_equal(read(photos / f"out/two{end}.png")[1], read(photos / f"out/upright{end}.png")[1])
+
+
+def test_what_is_too_narrow_to_be_evaluated_is_named(short, photos, tmp_path):
+    _, path = short
+    content = torch.load(path / "checkpoint.pt", weights_only=True)
+    content["config"] = json.dumps({**json.loads(content["config"]), "eval_size": 256})
+    torch.save(content, tmp_path / "other.pt")
+    Image.new("RGB", (600, 2)).save(photos / "one.jpg")
+    with pytest.raises(DataError, match=r"one\.jpg: 600 x 2 px, too narrow to be evaluated at eval_size = 256"):
+        predict(tmp_path / "other.pt", photos, photos / "out")
+
+
+def test_a_model_of_one_class_may_find_none(quick, monkeypatch):
+    batch = Batch(torch.zeros(2, 3, 64, 64), torch.zeros(2, 1), torch.zeros(2, 4).long(), None, torch.arange(2), 1)
+    network = DualBranchNetwork(quick.replace(encoder_weights="random"), 1)
+    said = SimpleNamespace(class_logits=torch.tensor([[-1.0], [1.0]]))
+    monkeypatch.setattr(network, "forward", lambda image, segmentation: said)
+    assert _predicted_labels(network, batch).tolist() == [[0.0], [1.0]]
 
 
 def test_scores_by_protocol(short, tmp_path, monkeypatch):

@@ -20,14 +20,17 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from bidir.atomic import write_text
 from bidir.config import DataError, resolve
-from bidir.data.folders import VOC_CLASSES, read_list, read_xml, require
+from bidir.data.files import read_list, require
+from bidir.data.labels import VOC_CLASSES, read_xml
 from bidir.data.overlay import save_palette_png
 from bidir.data.split import Split
 from bidir.progress import bar
 
+PLACES = "JPEGImages/{}.jpg", "SegmentationClass/{}.png"
 PUBLISHED = {  # images per list: VOC's own lists, VOC with SBD without val; COCO images that show an object
     "voc": {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582},
     "coco": {"train": 82081, "val": 40137},
+    "coco2017": {"train": 117266, "val": 4952},
 }
 
 
@@ -138,11 +141,12 @@ def link(target: Path, path: Path) -> None:
 
 
 def finish(dataset: str, out: Path, lists: dict[str, list[str]], labels: dict[str, list[str]]) -> Path:
-    """A look at every image, then lists, image labels and the manifest; returns ``out``. Errors: ``DataError``."""
+    """A look at every image and mask, then lists, labels and the manifest; returns ``out``. Errors: ``DataError``."""
     texts = {f"ImageSets/Segmentation/{name}.txt": "\n".join(images) + "\n" for name, images in lists.items()}
     texts["image_labels.txt"] = "".join(f"{' '.join([name, *row])}\n" for name, row in sorted(labels.items()))
-    every = [out / "JPEGImages" / f"{name}.jpg" for name in sorted(set().union(*lists.values()))]
-    Split((), tuple(every), np.zeros((len(every), 0), bool), None, (0,)).check(masks=False)
+    every = sorted(set().union(*lists.values()))
+    images, masks = (tuple(out / place.format(name) for name in every) for place in PLACES)
+    Split(tuple(map(str, range(254))), images, np.zeros((len(every), 254), bool), masks, tuple(range(255))).check(None)
     manifest = {"dataset": dataset, "images": {name: len(images) for name, images in lists.items()},
             "published": all(len(images) == PUBLISHED[dataset][name] for name, images in lists.items()),
             "sha256": {name: digest(text) for name, text in texts.items()}}  # fmt: skip

@@ -64,10 +64,16 @@ def test_coco_the_whole_way_to_training(published_coco, tiny, tmp_path):
     [
         (lambda c: c["annotations"][0].update(category_id=12), "annotation 1: category 12 is not among"),
         (lambda c: c["annotations"][0].update(image_id=77), "annotation 1: image 77 is not among"),
-        (lambda c: c["annotations"][1].update(segmentation=[[1, 2]]), "annotation 2 of COCO_train2014_000000000001"),
+        (
+            lambda c: c["annotations"][1].update(segmentation=[[1, 2]]),
+            "annotation 2: no outline in COCO_train2014_000000000001",
+        ),
         (lambda c: c.pop("categories"), "lacks 'categories'"),
-        (lambda c: c["annotations"][1].pop("area"), "number 1 of annotations lacks 'area'"),
+        (lambda c: c["annotations"][1].pop("area"), "annotation 2: area = None"),
         (lambda c: c["images"][0].pop("height"), "number 0 of images lacks 'height'"),
+        (lambda c: c["annotations"][0].update(area=None), "annotation 1: area = None"),
+        (lambda c: c["annotations"][2]["segmentation"].update(size=[64, 48]), "annotation 3: no outline in"),
+        (lambda c: c["images"][0].update(width=60), r"000001\.png: mask of .60, 48. pixels for an image of .64, 48."),
         (lambda c: c["categories"].pop(), "train and val name different categories"),
         (lambda c: c["images"][1].update(file_name="other.jpg"), r"other\.jpg: missing"),
     ],
@@ -88,8 +94,13 @@ def test_every_bad_outline_is_listed_and_the_masks_made_stay(published_coco, tmp
             content["annotations"][number]["segmentation"] = [[1, 2]]
 
     edit(path, spoil)
-    with pytest.raises(DataError, match=r"(?s)annotation 2 of .*annotation 4 of "):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)annotation 2: .*annotation 4: .*2 annotations cannot be drawn; leave them out by --skip-unusable",
+    ):
         prepare_coco(published_coco, out, any_count=True)
+    prepare_coco(published_coco, out, any_count=True, skip_unusable=True)
+    assert (out / "image_labels.txt").read_text().split()[1:2] == ["traffic_light"]  # its toothbrush is left out
     path.write_text(whole)
     with pytest.raises(DataError, match="was begun from other lists or annotations"):
         prepare_coco(published_coco, out, any_count=True)
@@ -106,4 +117,25 @@ def test_a_json_cut_short_is_named(published_coco, tmp_path):
     path = published_coco / "annotations" / "instances_val2014.json"
     path.write_text(path.read_text()[:100])
     with pytest.raises(DataError, match="cut short"):
+        prepare_coco(published_coco, tmp_path / "out", any_count=True)
+
+
+def test_coco_2017_by_its_own_names(published_coco, tmp_path):
+    for part in ("train", "val"):
+        path = published_coco / f"annotations/instances_{part}2014.json"
+        path.rename(path.with_name(f"instances_{part}2017.json"))
+        (published_coco / f"{part}2014").rename(published_coco / f"{part}2017")
+    out = prepare_coco(published_coco, tmp_path / "out", any_count=True)
+    assert json.loads((out / "manifest.json").read_text())["dataset"] == "coco2017"
+    with pytest.raises(DataError, match="the published one 117266"):
+        prepare_coco(published_coco, tmp_path / "other")
+
+
+def test_more_categories_than_a_mask_has_ids_for(published_coco, tmp_path):
+    for part in ("train", "val"):
+        more = [{"id": 100 + i, "name": f"thing {i}"} for i in range(253)]
+        edit(
+            published_coco / f"annotations/instances_{part}2014.json", lambda c, more=more: c["categories"].extend(more)
+        )
+    with pytest.raises(DataError, match="one more than a mask has ids for"):
         prepare_coco(published_coco, tmp_path / "out", any_count=True)

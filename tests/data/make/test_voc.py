@@ -96,7 +96,7 @@ def unknown_id(source, sbd):
             lambda s, d: (s / "ImageSets/Segmentation/test.txt").write_text("s1"),
             "s1 .1 in all. is in test and in train_aug",
         ),
-        (lambda s, d: (s / "ImageSets/Segmentation/val.txt").write_text("v1 v1"), "list val names v1 twice"),
+        (lambda s, d: (s / "ImageSets/Segmentation/val.txt").write_text("v1\nv1"), "list val names v1 twice"),
     ],
 )
 def test_what_is_wrong_with_voc_is_named(published_voc, tmp_path, spoil, message):
