@@ -13,7 +13,7 @@ _PLACES = {
     "apply.masks": "export_pseudo_masks export_voc_archive",
     "apply.export": "export_model",
     "apply.reference": "import_reference",
-    "study.grid": "check plan read_grid",
+    "study.grid": "check check_settings plan read_cluster read_grid", "study.registry": "read_registry",
     "study.batch": "run_batch run_study write_tables",
     "study.notebooks": "make_figures run_training write_report",
     "study.cost": "cost forecast",

@@ -117,7 +117,15 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="session")
 def lab(project, tmp_path_factory):
     """The address of JupyterLab, started by the recipe of ``make lab`` without a window of its own or a password."""
-    recipe = ["make", "--no-print-directory", "-n", "-o", ".venv/installed", "lab", f"BIN={Path(sys.executable).parent}"]
+    recipe = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "-o",
+        ".venv/installed",
+        "lab",
+        f"BIN={Path(sys.executable).parent}",
+    ]
     said = subprocess.run(recipe, cwd=project, capture_output=True, text=True, check=True).stdout
     start = shlex.split(said.replace("\\\n", " ").strip().splitlines()[-1])
     with socket.socket() as free:
