@@ -19,7 +19,7 @@ from bidir.run.checkpoint import save_checkpoint
 
 FIX = re.compile(
     "needs|choose|did you mean|there are|set |give |write|use |lower|raise|refused|no such|not there|lack|take|"
-    "not a |known?|missing|does not|no [a-z]+ there|pip install|twice|too many|is none of|maps|Usage"
+    "not a |known?|missing|does not|no [a-z]+ there|pip install|twice|too many|is none of|maps|correct|Usage"
 )
 NAN, INF, BIG = float("nan"), float("inf"), 10**12
 

@@ -103,7 +103,7 @@ def test_affinity_loss_and_afa_with_a_transformer(quick, first_batch):
 
 
 def test_a_batch_without_a_confident_pixel_trains_on(quick, first_batch):
-    config = quick.replace(sigma_c=1.0, sigma_s=20.0)
+    config = quick.replace(sigma_c=1.0, sigma_s=20.0, par_normalized=True)
     network, batch, on = DualBranchNetwork(config, 6), first_batch(config), active(config, 39)
     outputs = forward(network, batch, config, on)
     targets = make_targets(network, outputs, batch, config, on)
