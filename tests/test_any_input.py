@@ -1,5 +1,7 @@
 """Whatever is given ends in a configuration, the runs of a grid or a dataset, or in one of our errors that names it."""
 
+from typing import Literal, get_args, get_origin
+
 import numpy as np
 import pytest
 import yaml
@@ -22,7 +24,10 @@ scalars = (
 values = st.recursive(
     scalars, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=3), one, max_size=2)
 )
-near = {name: [field.default, *(getattr(field.annotation, "__args__", ()))] for name, field in FIELDS.items()}
+near = {
+    name: get_args(field.annotation) if get_origin(field.annotation) is Literal else (field.default,)
+    for name, field in FIELDS.items()
+}
 fields = st.sampled_from([*FIELDS]).flatmap(lambda name: st.tuples(st.just(name), values | st.sampled_from(near[name])))
 others = st.tuples(st.text(max_size=8) | st.integers(), values)
 
