@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import reprlib
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 
@@ -27,10 +28,22 @@ class WeightsError(InputError):
     """Weights that cannot be had or do not fit; the message says which keys and shapes."""
 
 
+def _once(values: tuple) -> tuple:
+    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise ConfigError(f"{twice[0]!r} stands there twice; take one away")
+    return values
+
+
 Group = TypeVar("Group", bound=type)
 AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # papermill gives lists
-Names = Annotated[tuple[str, ...], AS_TUPLE]
-Scales = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AS_TUPLE]
+ONCE = AfterValidator(_once)
+CLASSES = 254  # most that there can be: a mask has 8 bits, of which 0 is the background, 255 what is not counted
+Text = Annotated[str, Field(pattern=r"^[^\s\pC]([^\pC]*[^\s\pC])?$")]
+Names = Annotated[tuple[Text, ...], Field(max_length=CLASSES), AS_TUPLE, ONCE]
+Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=4)], ...], Field(max_length=16), AS_TUPLE, ONCE]
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 120
+shown = SHORT.repr  # what is given may be of any size
 
 
 def settings(cls: Group) -> Group:
@@ -50,15 +63,15 @@ def settings(cls: Group) -> Group:
 
 
 def at(default: Any, meaning: str, **bounds: float) -> Any:
-    """A field: its default, what it means, and its bounds (``ge``, ``le``, ``gt``)."""
+    """A field: its default, what it means, and its bounds (``ge``, ``le``, ``lt``)."""
     return Field(default, description=meaning, **bounds)
 
 
-def unknown_name(name: str, names: list[str]) -> ConfigError:
+def unknown_name(name: Any, names: list[str]) -> ConfigError:
     """The error for a name that is none of ``names``, with the likeliest of them."""
-    match = difflib.get_close_matches(name, names, 1)
+    match = difflib.get_close_matches(str(name), names, 1)
     hint = f"; did you mean {match[0]!r}?" if match else f"; there are {', '.join(names)}"
-    return ConfigError(f"no parameter is called {name!r}{hint}")
+    return ConfigError(f"no parameter is called {shown(name)}{hint}")
 
 
 def _config_error(error: ValidationError, names: list[str]) -> ConfigError:
@@ -66,8 +79,8 @@ def _config_error(error: ValidationError, names: list[str]) -> ConfigError:
     first = error.errors(include_url=False)[0]
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     where = "".join(str(part) if not i else f"[{part}]" for i, part in enumerate(first["loc"]))
-    if kind == "value_error":  # raised by a check across fields
-        return context["error"]
+    if kind == "value_error":  # raised by a check of ours, of one field or across them
+        return ConfigError(f"{where} = {shown(value)}: {context['error']}") if where else context["error"]
     if kind == "unexpected_keyword_argument":
         return unknown_name(where, names)
     if kind.endswith("_type"):
@@ -75,10 +88,11 @@ def _config_error(error: ValidationError, names: list[str]) -> ConfigError:
         if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type"):
             hint = "; write it without quotes, and 1e-4 as 1.0e-4 (YAML reads the first as a string)"
         needs = kind.removesuffix("_type")
-        return ConfigError(f"{where} = {value!r} is a {type(value).__name__}, needs a {needs}{hint}")
+        return ConfigError(f"{where} = {shown(value)} is a {type(value).__name__}, needs a {needs}{hint}")
     needs = {
         "literal_error": "choose {expected}", "greater_than_equal": "needs to be at least {ge}",
-        "less_than_equal": "needs to be at most {le}", "greater_than": "needs to be above {gt}",
-        "finite_number": "needs to be a finite number",
+        "less_than_equal": "needs to be at most {le}", "less_than": "needs to be below {lt}",
+        "finite_number": "needs to be a finite number", "too_long": "needs at most {max_length} entries",
+        "string_pattern_mismatch": "needs to be text that is not empty, without blanks around it or line breaks",
     }.get(kind, first["msg"].replace("{", "{{").replace("}", "}}"))  # fmt: skip
-    return ConfigError(f"{where} = {value!r}: {needs.format(**context)}")
+    return ConfigError(f"{where} = {shown(value)}: {needs.format(**context)}")

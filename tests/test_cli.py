@@ -12,11 +12,25 @@ from bidir.cli import app, main, parse_parameters
 from bidir.config import ConfigError
 
 
-def test_yaml_traps_reach_the_error():
-    assert parse_parameters(["learning_rate=1e-4"]) == {"learning_rate": "1e-4"}
-    assert parse_parameters(["supervision=no"]) == {"supervision": False}
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("learning_rate=1e-4", "1e-4"), ("supervision=no", "no"), ("object_aware_decoding=no", False),
+        ("classes=blue,red", ["blue", "red"]), ("classes=[blue, traffic light]", ["blue", "traffic light"]),
+        ("classes=blue", ["blue"]), ("eval_scales=1.0,0.5", [1.0, 0.5]), ("classes=[]", []), ("data_root=@x", "@x"),
+        ("train_list=2012", "2012"), ("data_root=a=b #c", "a=b #c"), ("data_root='a b'", "a b"), ("sigma_c=.5", 0.5),
+    ],
+)  # fmt: skip
+def test_a_parameter_is_read_as_its_field_is(pair, value):
+    assert parse_parameters([pair]) == {pair.partition("=")[0]: value}
+    assert parse_parameters([pair], known=()) == {pair.partition("=")[0]: value}
+
+
+def test_a_pair_needs_a_value_and_a_list_has_an_example():
     with pytest.raises(ConfigError, match="name=value"):
         parse_parameters(["iterations"])
+    with pytest.raises(ConfigError, match=r"-p classes=\[blue: a list is written classes=a,b or 'classes=\[a, b\]'"):
+        parse_parameters(["classes=[blue"])
 
 
 def test_commands(short, photos, capsys, monkeypatch):
@@ -57,7 +71,7 @@ def test_dry_run_and_status_start_nothing(tmp_path, workspace):
         assert len(re.findall(r"^a, all as fixed, seed [01] +waiting +0 of 40 .*-seed[01]-", result.output, re.M)) == 2
     assert not Path(folders["runs_dir"]).exists()
     wrong = CliRunner().invoke(app, ["sweep", str(grid), "--dry-run", *given, "-p", "crop_size=4000"])
-    assert "crop_size = 4000 is larger than every image" in str(wrong.exception)
+    assert "crop_size = 4000 is larger than every image, set at most 144" in str(wrong.exception)
 
 
 def test_classes_of_an_import_must_be_there(tmp_path):

@@ -53,14 +53,19 @@ def test_the_paper_scale_presets_are_the_references_settings():
         ("propagation", "afa", "lambda_aff = 0 leaves untrained; set 0.1"),
         ("lambda_aff", -0.1, "lambda_aff = -0.1: needs to be at least 0"),
         ("learning_rate", float("nan"), "learning_rate = nan: needs to be a finite number"),
-        ("holdout", 1.5, "holdout = 1.5: needs to be at most 1"),
+        ("holdout", 1.5, "holdout = 1.5: needs to be below 1"),
         ("holdout", -0.5, "holdout = -0.5: needs to be at least 0"),
         ("scale_max", 0.2, "below scale_min"),
+        ("c2s_start", 350, "c2s_start = 350: never reached in iterations = 350"),
+        ("sigma_c", 5, "sigma_c = 5: needs to be at most 1"),
+        ("classes", ["cat", "dog", "cat"], "'cat' stands there twice"),
+        ("classes", [f"class {i}" for i in range(10**6)], "needs at most 254 entries"),
+        ("data_root", "", "data_root = '': needs to be text that is not empty"),
         ("threshold_low", 0.9, "above threshold_high"),
         ("seed_scales", [0.5], "seed_scales = (0.5,): needs 1.0 among the scales"),
         ("color_jitter", 1.5, "color_jitter = 1.5: needs to be at most 1"),
         ("color_jitter", -0.5, "color_jitter = -0.5: needs to be at least 0"),
-        ("eval_scales", [1.0, 0.0], "eval_scales[1] = 0.0: needs to be above 0"),
+        ("eval_scales", [1.0, 0.0], "eval_scales[1] = 0.0: needs to be at least 0.1"),
         ("classes", "cat", "classes = 'cat' is a str, needs a tuple"),
         ("classes", [1], "classes[0] = 1 is a int, needs a str"),
         ("lamda_c2s", 0.5, "did you mean 'lambda_c2s'"),
@@ -70,6 +75,16 @@ def test_bad_parameters_are_errors(name, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         RunConfig.from_parameters({name: value})
     assert name in str(error.value)
+
+
+def test_terms_that_a_run_does_not_use_may_start_when_they_like():
+    late = {"c2s_start": 350, "s2c_start": 350, "propagation_start": 350}
+    for supervision, unused in (("none", late), ("full", late), ("s2c", {"c2s_start": 350, "propagation_start": 350})):
+        RunConfig.from_parameters({"supervision": supervision, **unused})
+    for used in ({"s2c_start": 350}, {"propagation_start": 350, "c2s_start": 350}, {"warmup_iterations": 350}):
+        with pytest.raises(ConfigError, match=" = 350, ".join(sorted(used)) + " = 350: never reached"):
+            RunConfig.from_parameters(used)
+    RunConfig.from_parameters({"propagation": "par", "propagation_start": 350, "lambda_s2c": 0.0, "s2c_start": 350})
 
 
 def test_unknown_preset():
@@ -136,7 +151,7 @@ def test_a_misspelt_parameter_stops_every_run_until_it_is_corrected():
 def test_a_value_left_over_from_an_earlier_version_of_a_cell_does_not_count():
     book = Notebook()
     book.run(FIRST + "seed = 5")
-    assert config_of(book.run(FIRST + "iterations = 9")).seed == 0
+    assert config_of(book.run(FIRST + "iterations = 900")).seed == 0
 
 
 def test_a_value_that_a_later_cell_sets_to_none_again_is_an_error():

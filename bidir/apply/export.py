@@ -1,13 +1,14 @@
 """A model to share: weights, configuration and card, which one line loads back."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from bidir.atomic import write_bytes, write_text
-from bidir.config import MACHINE_FIELDS, WeightsError
+from bidir.config import MACHINE_FIELDS, ConfigError, WeightsError
 from bidir.run.checkpoint import load_checkpoint
 from bidir.run.folder import RunFolder
 
@@ -18,7 +19,9 @@ TOLD = ("supervision", "object_aware_decoding", "propagation", "encoder", "encod
 def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card to the folder ``out``; returns it.
     ``load_network(out)`` loads it back. ``push_to``: a repository of the hub, ``user/name``, to upload it to.
-    The card's results are those of the run that the checkpoint lies in. Errors: ``WeightsError``."""
+    The card's results are those of the run that the checkpoint lies in. Errors: ``ConfigError``, ``WeightsError``."""
+    if push_to and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", push_to):
+        raise ConfigError(f"push_to = {push_to!r}: needs to be a repository of the hub, user/name")
     content, out = load_checkpoint(checkpoint), Path(out)
     facts = RunFolder(Path(checkpoint).parent).facts()
     config = {name: value for name, value in json.loads(content["config"]).items() if name not in MACHINE_FIELDS}

@@ -34,8 +34,10 @@ def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, prot
     root, out = resolve(config.data_root), Path(out)
     if list(class_names) != VOC_CLASSES:
         raise DataError(f"the test server scores VOC's twenty classes; the model knows {', '.join(class_names)}")
+    if Path(names).name != names:
+        raise DataError(f"list = {names!r}: needs to be the name of a list in ImageSets/Segmentation")
     if out.suffix != ".tgz":
-        raise DataError(f"{out}: the archive is a .tgz")
+        raise DataError(f"{out}: the archive needs to be a .tgz")
     images = [root / f"JPEGImages/{name}.jpg" for name in read_list(root / f"ImageSets/Segmentation/{names}.txt")]
     split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
     inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"

@@ -1,6 +1,7 @@
 """Encoders: an image in 0..255 -> features at strides 4, 8, 16, 16, normalised as each was trained."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import timm
@@ -24,12 +25,17 @@ class TimmEncoder(nn.Module):
         super().__init__()
         try:
             probe = timm.create_model(name, features_only=True, output_stride=16)
-            indices = probe.feature_info.out_indices[-4:]
-            levels = {"out_indices": indices, "pretrained": pretrained}
-            self.body = timm.create_model(name, features_only=True, output_stride=16, **levels)
+            levels = {"out_indices": probe.feature_info.out_indices[-4:], "features_only": True, "output_stride": 16}
+            if pretrained:
+                published = getattr(timm.models.get_pretrained_cfg(name), "hf_hub_id", None) or name
+                file = str(weights.from_hub(published, "model.safetensors"))
+                levels |= {"pretrained": True, "pretrained_cfg_overlay": {"file": file}}
+            self.body = timm.create_model(name, **levels)
+        except weights.WeightsError:
+            raise
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
             known = f"{', '.join(VARIANTS)}, or a timm feature extractor"
-            raise ConfigError(f"encoder = {name!r}: {known} ({error})") from error
+            raise ConfigError(f"encoder = {name!r}: choose {known} ({error})") from error
         if self.body.feature_info.reduction() != STRIDES:
             raise ConfigError(f"encoder = {name!r} has strides {self.body.feature_info.reduction()}, needs {STRIDES}")
         self.dims = tuple(self.body.feature_info.channels())
@@ -56,7 +62,12 @@ class Entry(NamedTuple):
 
 
 def entry(name: str) -> Entry:
-    """The registry: a Mix Transformer, an encoder whose weights a package holds, or any other of timm's."""
+    """The registry: a Mix Transformer, an encoder whose weights a package holds, or any other of timm's own; never a
+    name by which timm would ask a server or read a folder. Errors: ``ConfigError``."""
+    if name not in VARIANTS and not timm.is_model(name):
+        near = get_close_matches(name, [*VARIANTS, *timm.list_models()], 1)
+        hint = f"did you mean {near[0]!r}? Else choose" if near else "choose"
+        raise ConfigError(f"encoder = {name!r}: {hint} {', '.join(VARIANTS)}, or a timm feature extractor")
     if name in VARIANTS:
         hub = lambda: weights.mix_transformer_hub(name)  # noqa: E731
         return Entry(lambda _: MixTransformer(*VARIANTS[name]), weights.load_mix_transformer, hub, True, 32)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bidir.config import RunConfig
+from bidir.checked import CLASSES
+from bidir.config import ConfigError, RunConfig
 from bidir.method.distributed import SynchronisedNorm
 from bidir.method.encoders import make_encoder
 from bidir.method.tensors import resize
@@ -93,6 +94,8 @@ class DualBranchNetwork(nn.Module):
 
     def __init__(self, config: RunConfig, num_classes: int) -> None:
         super().__init__()
+        if not 1 <= num_classes <= CLASSES:
+            raise ConfigError(f"{num_classes} classes: there can be 1 to {CLASSES}; choose among them with classes")
         self.encoder = make_encoder(config)
         self.classification = ClassificationBranch(self.encoder.dims[-1], num_classes)
         self.segmentation = SegmentationBranch(self.encoder.dims, num_classes)

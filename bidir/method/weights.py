@@ -3,6 +3,7 @@
 import pickle
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,22 @@ def our_name(name: str) -> str:
 
 
 def from_hub(repository: str, file: str = "") -> Path:
-    """A file of a repository on the hub, or the folder of all its files. Errors: ``WeightsError``."""
+    """A file of a repository on the hub, or the folder of all its files; of those fetched before where the hub cannot
+    be reached, which is tried once. Errors: ``WeightsError``."""
     try:
-        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
     except ImportError as error:
         raise WeightsError(f"{repository} is on the hub, which needs its client: pip install 'bidir[hub]'") from error
+    here = {"local_files_only": True}
+    with suppress(Exception):  # the hub's client raises many kinds, most of them network errors
+        get_session().head(constants.ENDPOINT, timeout=5)
+        here = {}
     try:
-        return Path(hf_hub_download(repository, file) if file else snapshot_download(repository))
-    except Exception as error:  # the hub's client raises many kinds, most of them network errors
+        return Path(hf_hub_download(repository, file, **here) if file else snapshot_download(repository, **here))
+    except Exception as error:
         why = f"could not be fetched from the hub ({type(error).__name__})"
-        raise WeightsError(f"{repository} {why}; give the path of a file you have") from error
+        fix = "give the path of what you have (for an encoder: encoder_weights = a path, or random)"
+        raise WeightsError(f"{repository} {why}; {fix}") from error
 
 
 def lite0_wheel() -> Path:

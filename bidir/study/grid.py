@@ -3,21 +3,40 @@
 from collections import Counter
 from dataclasses import dataclass, fields
 from itertools import product
+from math import prod
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-import yaml
 from tqdm import tqdm
 
+from bidir.checked import at, settings, shown
 from bidir.config import ConfigError, Data, RunConfig, Scenes, resolve
 from bidir.data.open import dataset_manifest, open_split
 from bidir.method.network import DualBranchNetwork
 from bidir.run.folder import RunFolder
-from bidir.run.preflight import check_config, check_files, check_machine
+from bidir.run.preflight import check_config, check_files, check_machine, check_processes
+from bidir.study.parameters import check_place, from_yaml
+
+MOST = 10_000  # runs of a grid
 
 data_of = attrgetter("data_root", *(field.name for group in (Data, Scenes) for field in fields(group)))
+
+
+@settings
+class Cluster:
+    """A Dask cluster to run on: a scheduler that is there, or one whose workers are jobs of a queueing system."""
+
+    address: str = at("", "of a scheduler")
+    cluster: Literal["", "slurm", "pbs"] = at("", "which system")
+    jobs: int = at(1, "how many", ge=1, le=MOST)
+    options: dict[str, Any] = at({}, "of dask-jobqueue's cluster class")
+    threads: int = at(0, "that a run may use; 0: as it finds them", ge=0, le=1024)
+
+    def __post_init__(self) -> None:
+        if bool(self.address) == bool(self.cluster):
+            raise ConfigError(f"{vars(self)}: give either address (a scheduler) or cluster (slurm | pbs)")
 
 
 @dataclass(frozen=True)
@@ -45,28 +64,28 @@ def read_grid(path: str | Path, **overrides: Any) -> list[Job]:
     The file names ``grids``, each with ``axes`` (parameter: list of values; all combinations) and/or
     ``cases`` (list of parameter dictionaries), and ``fixed`` parameters and ``seeds``, of the file or of one
     grid; ``preset`` is the base. ``overrides`` apply to all runs. Errors: ``ConfigError``, ``DataError``."""
-    path, jobs, manifests = resolve(path), [], {}
+    path, cells, manifests = resolve(path), [], {}
     content = read_yaml(path, {"preset", "fixed", "seeds", "grids"})
     if not isinstance(content.get("grids"), dict) or not content["grids"]:
         raise ConfigError(f"{path.name}: needs grids, a dictionary from name to axes, cases and seeds")
     for name, grid in content["grids"].items():
-        where, first = f"{path.name}, grid {name!r}", len(jobs)
+        where, first = f"{path.name}, grid {name!r}", len(cells)
         fixed, seeds, axes, cases = _parts(content, grid, overrides, where)
         for case, values, seed in product(cases, product(*axes.values()), seeds):
             cell = {**case, **dict(zip(axes, values, strict=True))}
             try:
                 config = RunConfig.from_parameters({**fixed, **cell, "seed": seed}, content.get("preset", "study"))
                 check_config(config)
+                check_places(config)
             except ConfigError as error:
-                raise ConfigError(f"{where}, {cell}: {error}") from error
-            data = data_of(config)
-            if data not in manifests:
-                manifests[data] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
-            jobs.append(Job(name, cell, config, RunFolder.of(config, manifests[data])))
-        twice = Counter(job.folder.run_id for job in jobs[first:]).most_common(1)[0]
-        if twice[1] > 1:
-            raise ConfigError(f"{where}: two of its cells or seeds are one run, {twice[0]}; it would count twice")
-    return jobs
+                raise ConfigError(f"{where}, {shown(cell)}: {error}") from error
+            cells.append((name, cell, config))
+        (_, twice), count = Counter((c.data_root, c.run_id("")) for _, _, c in cells[first:]).most_common(1)[0]
+        if count > 1:
+            raise ConfigError(f"{where}: two of its cells or seeds are one run, {twice}; it would count twice")
+    for data, config in {data_of(config): config for _, _, config in cells}.items():
+        manifests[data] = dataset_manifest(open_split(config, "train"), open_split(config, "val"))
+    return [Job(*cell, RunFolder.of(cell[2], manifests[data_of(cell[2])])) for cell in cells]
 
 
 def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> tuple[dict, list, dict, list]:
@@ -75,10 +94,12 @@ def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> t
     seeds, axes, cases = grid.get("seeds", content.get("seeds", [0])), grid.get("axes", {}), grid.get("cases", [{}])
     parts = [content.get("fixed", {}), grid.get("fixed", {}), axes, *(cases if isinstance(cases, list) else [cases])]
     if wrong := [part for part in parts if not isinstance(part, dict)]:
-        raise ConfigError(f"{where}: {wrong[0]!r} needs to be a dictionary from parameter to value")
+        raise ConfigError(f"{where}: {shown(wrong[0])} needs to be a dictionary from parameter to value")
     lists = {**axes, "seeds": seeds, "cases": cases}
     if wrong := [key for key, values in lists.items() if not isinstance(values, list) or not values]:
-        raise ConfigError(f"{where}: {wrong[0]} = {lists[wrong[0]]!r} needs to be a list that is not empty")
+        raise ConfigError(f"{where}: {wrong[0]} = {shown(lists[wrong[0]])} needs to be a list that is not empty")
+    if (count := prod(map(len, [seeds, cases, *axes.values()]))) > MOST:
+        raise ConfigError(f"{where}: {count} runs are too many; at most {MOST}, in several files")
     if any("seed" in part for part in [*parts, overrides]):
         raise ConfigError(f"{where}: seed is set by the list seeds")
     if set_here := sorted(set(axes).union(*cases) & overrides.keys()):
@@ -120,6 +141,22 @@ def last_value(folder: RunFolder) -> str:
     return f"loss {row['loss']:.3f}" if "loss" in row else ""
 
 
+def check_places(config: RunConfig) -> None:
+    """``ConfigError`` if a run's folder, or generated scenes, could not be written where the configuration says."""
+    check_place(resolve(config.runs_dir), "runs_dir")
+    if config.dataset == "scenes":
+        check_place(resolve(config.data_root), "data_root")
+
+
+def check_settings(config: RunConfig) -> None:
+    """What can be looked at before data is opened, weights among it. Errors: ``ConfigError``, ``WeightsError``."""
+    check_config(config)
+    check_places(config)
+    check_machine(config)
+    check_processes(config, config.processes)
+    DualBranchNetwork(config, 2)
+
+
 def check(jobs: list[Job], here: bool = True) -> None:
     """Find before the first run what would stop one: files that cannot be read, crops too large, lacking weights; if
     the runs take place ``here``, hardware and packages. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
@@ -139,17 +176,19 @@ def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:
     """A YAML file that is a dictionary of ``keys``. Errors: ``ConfigError`` that names the file."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not YAML ({error})") from error
+    content = from_yaml(path.read_bytes(), path.name)
     require_keys(content, keys, path.name)
     return content
+
+
+def read_cluster(path: str | Path) -> Cluster:
+    """The file that names a cluster. Errors: ``ConfigError``."""
+    return Cluster(**read_yaml(resolve(path), {field.name for field in fields(Cluster)}))
 
 
 def require_keys(content: Any, keys: set[str], where: str) -> None:
     """``ConfigError`` if ``content`` of a YAML file is no dictionary, or has a key that is none of ``keys``."""
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: needs to be a dictionary with {', '.join(sorted(keys))}")
-    if unknown := sorted(set(content) - keys):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(sorted(keys))}")
+    if unknown := [key for key in content if key not in keys]:
+        raise ConfigError(f"{where}: unknown key {shown(unknown[0])}; there are {', '.join(sorted(keys))}")

@@ -1,8 +1,13 @@
-"""A notebook's parameters: the cells that set them, what each means, and a check that none was misspelt."""
+"""Parameters as people write them: in a notebook's cells, on the command line, in YAML; what each means."""
 
 import ast
 import json
+import os
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+import yaml
 
 from bidir.config import FIELDS, GROUPS, ConfigError, RunConfig, unknown_name
 from bidir.presets import PRESETS
@@ -57,6 +62,56 @@ def config_of(namespace: dict[str, Any]) -> RunConfig:
     given = given_parameters(namespace, ["preset", *FIELDS])
     preset = given.pop("preset", "study")
     return RunConfig.from_parameters({name: value for name, value in given.items() if value is not None}, preset)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML without code, in which no key stands twice in one dictionary."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+def from_yaml(text: str | bytes, where: str) -> Any:
+    """What a YAML text says. Errors: ``ConfigError`` that begins with ``where``."""
+    try:
+        return yaml.load(text, StrictLoader)
+    except Exception as error:  # what YAML takes for a number or a date can raise any kind
+        raise ConfigError(f"{where}: not YAML ({' '.join(str(error).split())}); correct it there") from error
+
+
+def parse_parameters(pairs: list[str] | None, known: Collection[str] = FIELDS) -> dict[str, Any]:
+    """``name=value`` strings to values: text as it stands, lists also as ``a,b``, all else as YAML.
+    Errors: ``ConfigError`` for what is no such pair, given twice, or none of ``known`` (empty: any)."""
+    found = {}
+    for pair in pairs or ():
+        name, _, text = pair.partition("=")
+        if not name or "=" not in pair:
+            raise ConfigError(f"-p {pair}: write it as name=value")
+        if name in found:
+            raise ConfigError(f"-p {pair}: {name} is given twice; take one away")
+        if known and name not in known:
+            raise unknown_name(name, [*known])
+        kind = FIELDS[name].annotation if name in FIELDS else None
+        if (kind is str or get_origin(kind) is Literal) and text[:1] not in ("'", '"'):
+            found[name] = text
+        elif get_origin(kind) is tuple:
+            items = text if text[:1] == "[" else f"[{text}]"
+            found[name] = from_yaml(items, f"-p {pair}: a list is written {name}=a,b or '{name}=[a, b]'")
+        else:
+            found[name] = from_yaml(text, f"-p {pair}")
+    return found
+
+
+def check_place(path: Path, name: str) -> None:
+    """``ConfigError`` if no folder can be made at ``path``, which ``name`` was given as."""
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{name} = {str(path)!r}: {there} is not a folder that can be written to; give another")
 
 
 def _assigned(source: str) -> dict[str, ast.expr]:

@@ -42,7 +42,9 @@ def table_html(table: pd.DataFrame, caption: str) -> str:
 def written_table(path: Path, title: str) -> str:
     """``table_html`` of the Markdown that ``save_table`` wrote; number from the file's name, ``title`` of its data."""
     *lines, caption = path.read_text().strip().splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line)
+    head, _, *rows = (line.strip("|") for line in lines if line)
+    cells = [row.rsplit(" | ", head.count(" | ")) for row in (head, *rows)]  # a name, which comes first, may hold one
+    head, *rows = ([cell.strip() for cell in row] for row in cells)
     return table_html(pd.DataFrame(rows, columns=head), f"**Table {_number(path)} ({title}).** {caption}")
 
 

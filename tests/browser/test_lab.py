@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.browser
 CELLS = "window.jupyterapp.shell.currentWidget.content.widgets"
 FIRST, REST, TRAIN = "# Parameters: what matters first", "# Parameters: the rest", "fit(config)"
-SHORT = 'preset: str = "quick"\niterations: int = 12'
+SHORT = 'preset: str = "quick"\niterations: int = 24'
 
 
 def shot(book, name):
@@ -98,7 +98,7 @@ def test_a_wrong_parameter_never_runs(training, project):
 
 
 def test_a_stopped_run_goes_on(training, project):
-    training.replace(FIRST, "iterations: int = 12", "iterations: int = 60")
+    training.replace(FIRST, "iterations: int = 24", "iterations: int = 60")
     cell = training.cell(TRAIN)
     training.run_all(wait=False)
     shown = f"() => /[123][0-9]\\/60/.test({CELLS}[{cell}].outputArea.node.innerText)"

@@ -62,7 +62,7 @@ def test_only_what_a_step_uses_is_computed(quick, first_batch, changes, passes, 
 
 def test_the_training_pass_teaches_with_its_own_maps(quick, first_batch):
     """Y_s is the argmax of the very logits that are trained, in train mode: dropout and batch statistics in."""
-    config = quick.replace(sigma_s=-99.0)
+    config = quick.replace(sigma_s=0.0)
     torch.manual_seed(0)
     network, batch, on = DualBranchNetwork(config, 6).train(), first_batch(config), active(config, 39)
     outputs = forward(network, batch, config, on)
@@ -104,7 +104,7 @@ def test_affinity_loss_and_afa_with_a_transformer(quick, first_batch):
 
 
 def test_a_batch_without_a_confident_pixel_trains_on(quick, first_batch):
-    config = quick.replace(sigma_c=99.0, sigma_s=99.0)
+    config = quick.replace(sigma_c=1.0, sigma_s=20.0, par_normalized=True)
     network, batch, on = DualBranchNetwork(config, 6), first_batch(config), active(config, 39)
     outputs = forward(network, batch, config, on)
     targets = make_targets(network, outputs, batch, config, on)

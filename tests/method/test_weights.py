@@ -42,7 +42,9 @@ def test_weights_from_the_hub_say_their_licence(tmp_path, monkeypatch, segformer
     """The hub's client is replaced by one that hands out a file of ours."""
     torch.save({f"segformer.{name}": value for name, value in segformer.state_dict().items()}, tmp_path / "hub.bin")
     asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names: asked.append(names) or tmp_path / "hub.bin")
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda *names, **_: asked.append(names) or tmp_path / "hub.bin"
+    )
     encoder = make_encoder(quick.replace(encoder="mit_b0", encoder_weights="imagenet"))
     assert asked == [("nvidia/mit-b0", "pytorch_model.bin")]
     wanted = mix_transformer_state(segformer.state_dict())

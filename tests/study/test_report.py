@@ -7,13 +7,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from bidir.study.report import figure_html, page, prose, table_html, written_table
 from bidir.study.tables import save_table
 
-HOSTILE = "<script>alert(1)</script> ![x](https://example.org/x.png) <img src=//example.org> \"' onload=x"
+HOSTILE = (
+    "<script>alert(1)</script> ![x](https://example.org/x.png) <img src=//example.org> \"' onload=x",
+    "</td></table></figure><svg onload=alert(2)>",
+    "<img src=x onerror=alert(3)> | </h2><script src=//example.org/x.js></script>",
+    "`</code><iframe srcdoc='<script>alert(4)</script>'>` **<a href=javascript:alert(4)>x</a>** $body",
+)
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -37,23 +43,27 @@ class Parsed(HTMLParser):
         return {tag for tag, _ in self.tags}
 
 
-def test_hostile_names_stay_text(tmp_path):
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_names_stay_text(tmp_path, hostile):
     """A class name, a caption and a registry's name that look like markup."""
-    table = pd.DataFrame({"class": [HOSTILE], "value": ["1.0 ± 0.1"]}).set_index("class")
-    save_table(table, table, tmp_path / "table7_classes", HOSTILE)
+    table = pd.DataFrame({"class": [hostile], "value": ["1.0 ± 0.1"]}).set_index("class")
+    save_table(table, table, tmp_path / "table7_classes", hostile)
     figure = tmp_path / "fig2_directions.png"
     figure.write_bytes(PNG)
-    figure.with_suffix(".md").write_text(HOSTILE)
+    figure.with_suffix(".md").write_text(hostile)
     figure.with_suffix(".csv").write_text("run_id\na\n")
-    runs = pd.DataFrame({"run_id": ["a"], "git_commit": [HOSTILE], "state": ["done"]})
+    runs = pd.DataFrame({"run_id": ["a"], "git_commit": [hostile], "state": ["done"]})
     tables = {"runs": runs, "grids": pd.DataFrame({"run_id": ["a"], "grid": ["directions"]})}
-    body = written_table(tmp_path / "table7_classes.md", HOSTILE)
-    body += figure_html(figure, HOSTILE, HOSTILE, tables, tmp_path)
-    parsed = Parsed(page(body, HOSTILE))
-    assert not parsed.names() & {"script", "iframe", "object"}
+    body = written_table(tmp_path / "table7_classes.md", hostile)
+    body += figure_html(figure, hostile, hostile, tables, tmp_path)
+    parsed = Parsed(page(body, hostile))
+    assert not parsed.names() & {"script", "iframe", "object", "svg"}
     assert [values["src"][:10] for tag, values in parsed.tags if tag == "img"] == ["data:image"]
-    assert parsed.text.count(HOSTILE) == 7  # title; table: title, caption, cell; figure: title, caption, notebook
+    said = hostile.replace("`", "").replace("**", "")  # what captions make of Markdown
+    text = parsed.text.replace("`", "").replace("**", "")
+    assert text.count(said) == 7  # title; table: title, caption, cell; figure: title, caption, notebook
     assert not [values for _, values in parsed.tags if any(name.startswith("on") for name in values)]
+    assert {values.get("href", "#")[:1] for tag, values in parsed.tags if tag == "a"} <= {"#", "f"}
 
 
 def test_a_figure_says_where_it_comes_from(tmp_path):
