@@ -57,7 +57,8 @@ def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float]
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     if scale is not None:
-        figure.colorbar(scale, ax=axes, shrink=0.8, aspect=12)
+        figure.set_figwidth(1.9 * columns + 0.7)
+        figure.colorbar(scale, ax=axes, shrink=0.8, aspect=12 * rows)
     plt.close(figure)  # shown once, by who asked for it
     return figure
 
@@ -77,7 +78,8 @@ def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
         for name, chosen in words.items()
     )
     first = f'<img alt="drawn for the values above" style="max-width: 100%" src="data:image/png;base64,{frames[0]}">'
-    return HTML(f'<div>{inputs}<br>{first}<script type="application/json">{data}</script></div>')
+    keys = "data-lm-suppress-shortcuts='true'"  # JupyterLab leaves them to the sliders
+    return HTML(f'<div {keys}>{inputs}<br>{first}<script type="application/json">{data}</script></div>')
 
 
 def check(name: str, answer: Any, expected: Callable[[], Any], hint: Any, tolerance: float = 1e-3) -> None:
