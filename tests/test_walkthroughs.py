@@ -1,4 +1,4 @@
-"""The walkthroughs as a student runs them, with the network off: twice in a row, with wrong answers, with right ones."""
+"""The walkthroughs as a student runs them, with the network off: twice in a row, answered wrongly, and rightly."""
 
 import os
 from copy import deepcopy

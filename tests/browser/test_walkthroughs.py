@@ -1,4 +1,4 @@
-"""The sliders of walkthroughs, moved by hand: in JupyterLab, in a notebook executed elsewhere, in HTML; and the book."""
+"""The sliders of walkthroughs, moved by hand: in JupyterLab, in a notebook executed elsewhere, in HTML; the book."""
 
 from pathlib import Path
 
