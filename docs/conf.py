@@ -22,10 +22,10 @@ autodoc_typehints, autodoc_member_order = "none", "bysource"
 
 
 def equation(translator: HTML5Translator, node: Element) -> None:
-    """A node of mathematics as MathML."""
+    """A node of mathematics as MathML; where it is wider than the page, it scrolls by itself."""
     block = node.tagname == "math_block"
     drawn = tex2mathml(node.astext(), as_block=block)
-    translator.body.append(f'<div style="overflow-x: auto">{drawn}</div>' if block else drawn)  # scrolls on a phone
+    translator.body.append(f'<div style="overflow-x: auto; margin: 1em 0">{drawn}</div>' if block else drawn)
     raise SkipNode
 
 
