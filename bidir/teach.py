@@ -73,13 +73,13 @@ def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
     data = json.dumps({"values": words, "frames": frames}).replace("<", "\\u003c")
     inputs = "".join(
         f'<label style="margin-right: 2em">{html.escape(name.replace("_", " "))} <input type="range" name="{name}" '
-        f'min="0" max="{len(chosen) - 1}" value="0" step="1" oninput="{html.escape(MOVED)}"> '
+        f'min="0" max="{len(chosen) - 1}" value="0" step="1" oninput="{html.escape(MOVED)}" '
+        "data-lm-suppress-shortcuts> "  # its keys are not JupyterLab's
         f"<output>{html.escape(chosen[0])}</output></label>"
         for name, chosen in words.items()
     )
     first = f'<img alt="drawn for the values above" style="max-width: 100%" src="data:image/png;base64,{frames[0]}">'
-    keys = "data-lm-suppress-shortcuts='true'"  # JupyterLab leaves them to the sliders
-    return HTML(f'<div {keys}>{inputs}<br>{first}<script type="application/json">{data}</script></div>')
+    return HTML(f'<div>{inputs}<br>{first}<script type="application/json">{data}</script></div>')
 
 
 def check(name: str, answer: Any, expected: Callable[[], Any], hint: Any, tolerance: float = 1e-3) -> None:

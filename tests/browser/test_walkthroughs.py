@@ -19,13 +19,13 @@ WIDER = """() => [...document.querySelectorAll('body *')]
 
 
 def move(page):
-    """Move each slider of a page to its second value and back, by its keys: how many there are, and those that do not
+    """Move each slider of a page to its last value and back, by its keys: how many there are, and those that do not
     change what is seen, picture and words."""
     knobs, stuck = page.locator("input[type=range]").all(), []
     for knob in knobs:
         picture, words = knob.locator("xpath=ancestor::div[1]").locator("img"), knob.locator("xpath=../output")
         seen = []
-        for key in ("Home", "ArrowRight", "Home"):
+        for key in ("Home", "End", "Home"):
             knob.press(key)
             page.wait_for_function(READY, arg=picture.element_handle())
             seen.append((picture.screenshot(), words.inner_text()))
