@@ -44,4 +44,4 @@ lab: .venv/installed ## JupyterLab at the project's root, opened on the starting
 	touch $@
 
 clean:
-	rm -rf .venv results/study
+	rm -rf .venv results/study docs/_build
