@@ -72,8 +72,8 @@ def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
     words = {name: [f"{v:.4g}" if isinstance(v, float) else str(v) for v in chosen] for name, chosen in options.items()}
     data = json.dumps({"values": words, "frames": frames}).replace("<", "\\u003c")
     inputs = "".join(
-        f'<label style="margin-right: 2em">{html.escape(name.replace("_", " "))} <input type="range" name="{name}" min="0" '
-        f'max="{len(chosen) - 1}" value="0" step="1" oninput="{html.escape(MOVED)}" data-lm-suppress-shortcuts> '
+        f'<label style="margin-right: 2em">{html.escape(name.replace("_", " "))} <input type="range" name="{name}" '
+        f'min="0" max="{len(chosen) - 1}" value="0" oninput="{html.escape(MOVED)}" data-lm-suppress-shortcuts> '
         f"<output>{html.escape(chosen[0])}</output></label>"
         for name, chosen in words.items()
     )
