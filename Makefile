@@ -13,8 +13,8 @@ test: .venv/installed-dev ## the tests, two files at a time
 test-slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-book: .venv/installed-book ## docs, walkthroughs and figures, executed, as a site: docs/_build/docs/index.html
-	OMP_NUM_THREADS=2 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build
+book: .venv/installed-book ## docs, walkthroughs and figures, executed, as a site: docs/_build/html/docs/index.html
+	OMP_NUM_THREADS=2 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build/html
 
 test-browser: .venv/installed-dev ## the notebooks in JupyterLab, in the system's Chromium
 	$(BIN)/python -m pytest -m browser
@@ -44,4 +44,4 @@ lab: .venv/installed ## JupyterLab at the project's root, opened on the starting
 	touch $@
 
 clean:
-	rm -rf .venv results/study
+	rm -rf .venv results/study docs/_build

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "teach": {  # a minute on two cores: easy scenes, for the run that the walkthroughs look into
         "scenes_train": 200, "scenes_val": 24, "scenes_size": 96, "scenes_similarity": 0.0, "scenes_part_size": 2.2,
-        "scenes_context": 0.2, "crop_size": 96, "scale_max": 1.4, "eval_size": 128, "iterations": 120,
+        "scenes_context": 0.2, "crop_size": 96, "scale_max": 1.4, "eval_size": 160, "iterations": 120,
         "learning_rate": 1.2e-4, "c2s_loss": "ce", "warmup_iterations": 10, "c2s_start": 25, "s2c_start": 60,
         "propagation_start": 60, "eval_every": 30, "eval_images": 12, "log_every": 5,
     },

@@ -57,7 +57,8 @@ def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float]
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     if scale is not None:
-        figure.colorbar(scale, ax=axes, shrink=0.8, aspect=12)
+        figure.set_figwidth(1.9 * columns + 0.7)
+        figure.colorbar(scale, ax=axes, shrink=0.8, aspect=12 * rows)
     plt.close(figure)  # shown once, by who asked for it
     return figure
 
@@ -65,14 +66,14 @@ def panels(shown: dict[str, Any], image: Any = None, limits: tuple[float, float]
 def slider(draw: Callable[..., Figure | np.ndarray], **values: Any) -> HTML:
     """One range input per name, and a frame, ``draw(name=value, ...)``, for each value or combination, drawn now: they
     move without a kernel and without a request; without script the first is shown. A frame is a figure or a picture
-    (H, W, 3) uint8, which is shown twice as large."""
+    (H, W, 3) uint8, which is shown twice as large. Keys move them too: JupyterLab is told to leave these alone."""
     options = {name: list(choices) for name, choices in values.items()}
     frames = [_png(draw(**dict(zip(options, one, strict=True)))) for one in itertools.product(*options.values())]
     words = {name: [f"{v:.4g}" if isinstance(v, float) else str(v) for v in chosen] for name, chosen in options.items()}
     data = json.dumps({"values": words, "frames": frames}).replace("<", "\\u003c")
     inputs = "".join(
         f'<label style="margin-right: 2em">{html.escape(name.replace("_", " "))} <input type="range" name="{name}" '
-        f'min="0" max="{len(chosen) - 1}" value="0" step="1" oninput="{html.escape(MOVED)}"> '
+        f'min="0" max="{len(chosen) - 1}" value="0" oninput="{html.escape(MOVED)}" data-lm-suppress-shortcuts> '
         f"<output>{html.escape(chosen[0])}</output></label>"
         for name, chosen in words.items()
     )

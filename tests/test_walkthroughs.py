@@ -1,5 +1,6 @@
-"""The walkthroughs as a student runs them: unanswered and twice in a row, with wrong answers, with right ones."""
+"""The walkthroughs as a student runs them, with the network off: twice in a row, answered wrongly, and rightly."""
 
+import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,6 +14,20 @@ from bidir.study.notebooks import OwnKernel
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("9[0-9]_*.ipynb"))
 SOLUTIONS = yaml.safe_load(Path(__file__).with_name("solutions.yaml").read_text())
+OFFLINE = """# what a kernel starts with: connections leave this machine for nowhere
+import socket
+
+connect = socket.socket.connect
+
+
+def local(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"there is no network: {address}")
+    return connect(self, address)
+
+
+socket.socket.connect = socket.socket.connect_ex = local
+"""
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the kernel
 
 
@@ -34,7 +49,14 @@ def places(workspace):
 
 
 @pytest.fixture
-def execute(places):
+def offline(tmp_path, monkeypatch):
+    """Python started from here on, kernels among it, finds no network."""
+    (tmp_path / "sitecustomize.py").write_text(OFFLINE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture
+def execute(places, offline):
     """Runs a lesson's cells, ``times`` over in one kernel; returns what each cell printed, and how many pictures."""
 
     def executed(path, answers=None, times=1):
