@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ class Network:
 
     encoder: str = at("tf_efficientnet_lite0", "mit_b0 .. mit_b5, or a timm feature extractor")
     encoder_weights: str = at("imagenet", "imagenet | random | path of a state dict")
+    initial: str = at("", "checkpoint.pt or exported folder to start from; heads of other classes are fresh")
     encoder_norm: Literal["frozen", "trained"] = at("frozen", "frozen as in the paper: learning rate 0")
 
 
@@ -173,6 +175,8 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
     def identity(self) -> dict[str, Any]:
         """The fields that decide what a run computes: all but those of the machine."""
         kept = {name: value for name, value in vars(self).items() if name not in MACHINE_FIELDS}
+        kept = {name: value for name, value in kept.items() if name not in ADDED or value != FIELDS[name].default}
+        kept |= {"initial": _content(resolve(self.initial))} if self.initial else {}
         kept["revision"] = REVISION
         return kept | ({"images_per_pass": self.images_per_pass} if self.images_per_pass else {})  # means over a pass
 
@@ -185,6 +189,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
 
 
 REVISION = 1  # of what is computed: raised by whatever changes numbers without a setting
+ADDED = {"initial"}  # since then
 IGNORE = 255  # class id of pixels that no loss and no score counts
 FIELDS = RunConfig.__pydantic_fields__  # name -> annotation, default, description (its meaning)
 MACHINE_FIELDS = frozenset(Machine.__pydantic_fields__)
@@ -195,6 +200,22 @@ def with_older(values: dict[str, Any]) -> dict[str, Any]:
     if "teacher_scales" not in values and "seed_scales" in values:
         values = {**values, "teacher_scales": values["seed_scales"], "teacher_flip": True}
     return {**{name: field.default for name, field in FIELDS.items()}, **values}
+
+
+def _content(path: Path) -> str:
+    """Digest of a model to start from: the file, or what ``export_model`` wrote. Errors: ``WeightsError``."""
+    files = [path / "model.safetensors", path / "config.json"] if path.is_dir() else [path]
+    try:
+        return "".join(_file_digest(file, file.stat().st_mtime_ns) for file in files)
+    except OSError as error:
+        raise WeightsError(
+            f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"
+        ) from error
+
+
+@cache  # by when it was last changed: every run of a grid asks
+def _file_digest(path: Path, _: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def resolve(path: str | Path) -> Path:

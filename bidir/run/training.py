@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, notebook_launcher
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from bidir.config import ConfigError, RunConfig
+from bidir.config import ConfigError, RunConfig, resolve
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
 from bidir.data.open import dataset_manifest, open_split
 from bidir.data.split import Split
@@ -23,7 +23,7 @@ from bidir.method.network import DualBranchNetwork
 from bidir.method.supervision import active
 from bidir.method.tensors import Batch
 from bidir.progress import Stopped, bar
-from bidir.run.checkpoint import resume, save_state
+from bidir.run.checkpoint import begin_from, read_model, resume, save_state
 from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
 from bidir.run.folder import RunFolder, Scores
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib
@@ -49,6 +49,8 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     those that ``torchrun`` started) share every batch: losses and scores are those of one, up to rounding.
     Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError``."""
     check_config(config)
+    if config.initial:
+        read_model(resolve(config.initial))
     data = Parts(open_split(config, "train"), open_split(config, "val"))
     folder = RunFolder.of(config, dataset_manifest(data.train, data.val))
     if config.processes == 1:
@@ -57,7 +59,7 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
         except KeyboardInterrupt as error:
             raise Stopped(f"stopped at iteration {folder.last_step()}; run again to go on") from error
     check_processes(config, config.processes)
-    if not folder.done.is_file():
+    if not folder.finished():
         data = data._replace(sizes=check_files(data.train, data.val, config, progress))
         given = (config.replace(processes=1), data, folder, False)
         try:
@@ -77,12 +79,12 @@ def _fit_together(config: RunConfig, data: Parts, folder: RunFolder, progress: b
     accelerator = make_accelerator(config, folder.path)
     check_processes(config, accelerator.num_processes)
     main = accelerator.is_main_process
-    if not distributed.gathered(folder.done.is_file())[0]:
+    if not distributed.gathered(folder.finished())[0]:
         if data.sizes is None:
             sizes = check_files(data.train, data.val, config, progress) if main else None
             data = data._replace(sizes=distributed.gathered(sizes)[0])
         with folder.lock() if main else nullcontext():
-            if not distributed.gathered(folder.done.is_file())[0]:  # another run of it may have been faster
+            if not distributed.gathered(folder.finished())[0]:  # another run of it may have been faster
                 _fit(config, accelerator, data, folder, progress)
     return folder.path
 
@@ -90,10 +92,16 @@ def _fit_together(config: RunConfig, data: Parts, folder: RunFolder, progress: b
 def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFolder, progress: bool) -> None:
     """A run from wherever it is to its final scores. Without validation masks nothing is scored."""
     (train, val, sizes), main = data, accelerator.is_main_process
-    network, model, optimizer = build(config, len(train.class_names), accelerator)
-    start = resume(folder.checkpoint, network, optimizer, accelerator)
+    weights = {"encoder_weights": "random"} if config.initial else {}
+    network, model, optimizer = build(config.replace(**weights), len(train.class_names), accelerator)
+    start, rows = resume(folder.checkpoint, network, optimizer, accelerator)
+    began_from = begin_from(network, config, train.class_names) if config.initial and not start else {}
     if main:
-        folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start)
+        folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start, rows)
+        if began_from:
+            folder.update({"began_from": began_from})
+            print(f"initial = {config.initial}: " + "; ".join(f"{how}: {', '.join(of) or 'nothing'}"
+                                                              for how, of in began_from.items()))  # fmt: skip
     before = folder.facts().get("seconds", 0) if start else 0
     batches, health = training_batches(config, train, accelerator, start), Health(config.mixed_precision == "fp16")
     began = time.perf_counter()
@@ -112,7 +120,8 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
             means = {name: round(value, 5) for name, value in mean_scores(scores.per_class).items()}
             log(folder, accelerator, {"step": done, "kind": "val", **means})
         if saved:
-            facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names)}
+            facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names),
+                     "rows": folder.rows() if main else []}  # fmt: skip
             save_state(folder.checkpoint, network, optimizer, accelerator, facts)
             if main:
                 folder.update({"seconds": round(before + time.perf_counter() - began, 1)})

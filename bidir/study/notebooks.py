@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -20,9 +21,10 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from bidir.atomic import write_text
-from bidir.config import RunConfig, resolve
+from bidir.config import ConfigError, RunConfig, resolve, unknown_name
 from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
+from bidir.study.registry import read_registry
 from bidir.study.report import page
 from bidir.study.tables import forget
 
@@ -78,28 +80,42 @@ def run_notebook(
 
 
 def notebooks_folder() -> Path:
-    """The notebooks of the project one stands in, or of the one this package belongs to."""
-    here = resolve("notebooks")
-    return here if here.is_dir() else Path(__file__).parents[2] / "notebooks"
+    """The notebooks of the project one stands in, or of the one this package belongs to.
+    Errors: ``ConfigError`` if there are none, asked for before any work."""
+    for folder in (resolve("notebooks"), Path(__file__).parents[2] / "notebooks"):
+        if (folder / "10_train.ipynb").is_file():
+            return folder
+    raise ConfigError(f"no notebooks of bidir in {Path.cwd()}: start in the project's folder, which holds notebooks/")
 
 
 def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
     """One run: ``10_train`` executed by papermill and kept in the run's folder; a finished run returns at once.
     Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails."""
+    notebooks_folder()
     config = RunConfig.from_parameters(parameters, preset)
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
-    if not (folder.done.is_file() and folder.notebook.is_file()):
-        run_notebook("10_train", config.as_parameters(), folder.notebook)
+    if not (folder.finished() and folder.notebook.is_file()):
+        with folder.lock(name="OWNER"):
+            run_notebook("10_train", config.as_parameters(), folder.notebook)
     return folder.path
 
 
 def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
     """Execute the figure notebooks (those whose name starts with ``only``) on a registry; what became of each.
     Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run", and what
-    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares."""
-    outcomes = {}
-    for source in sorted(notebooks_folder().glob(f"{only or '3'}*.ipynb")):
-        name, known = source.stem, papermill.inspect_notebook(source)
+    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.
+    Errors: ``ConfigError`` for a parameter that none declares, or no such notebook."""
+    outcomes, every = {}, sorted(notebooks_folder().glob("3*.ipynb"))
+    declared = {path: papermill.inspect_notebook(path) for path in every if path.stem.startswith(only)}
+    if not declared:
+        names = ", ".join(path.stem for path in every)
+        raise ConfigError(f"--only {only}: no notebook of figures begins so; there are {names}")
+    known = sorted({*chain(*declared.values())} - {"results"})
+    if unknown := [name for name in parameters if name not in known]:
+        raise unknown_name(unknown[0], known)
+    read_registry(results)  # before any work
+    for source, known in declared.items():
+        name = source.stem
         given = {"results": str(results), **{key: value for key, value in parameters.items() if key in known}}
         with TemporaryDirectory() as folder:
             try:
