@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,16 +205,11 @@ def _content(path: Path) -> str:
     """Digest of a model to start from: the file, or what ``export_model`` wrote. Errors: ``WeightsError``."""
     files = [path / "model.safetensors", path / "config.json"] if path.is_dir() else [path]
     try:
-        return "".join(_file_digest(file, file.stat().st_mtime_ns) for file in files)
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     except OSError as error:
         raise WeightsError(
             f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"
         ) from error
-
-
-@cache  # by when it was last changed: every run of a grid asks
-def _file_digest(path: Path, _: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def resolve(path: str | Path) -> Path:

@@ -13,11 +13,11 @@ from IPython.display import display
 from tqdm import tqdm
 
 from bidir.atomic import write_text
-from bidir.config import ConfigError, resolve
+from bidir.config import ConfigError
 from bidir.progress import bar, in_notebook
 from bidir.run.folder import BUSY, RunFolder
 from bidir.study.grid import Job, check, last_value, plan, progress_table, read_grid
-from bidir.study.notebooks import make_figures, notebooks_folder, write_report
+from bidir.study.notebooks import make_figures, notebooks_folder, placed, write_report
 from bidir.study.registry import collect, finished_runs, read_registry, write_registry
 from bidir.study.workers import STOPPED, dask_cluster, local_slots
 
@@ -43,10 +43,8 @@ def run_batch(
             futures = {}
 
             def submit(run_id: str) -> None:
-                job = left[run_id]
-                places = {"runs_dir": str(job.folder.path.parent), "data_root": str(resolve(job.config.data_root))}
-                values = {**job.config.as_parameters(), **places}
-                futures[executor.submit(*execute, values, str(job.folder.path), str(stop))] = run_id
+                values, path = placed(left[run_id].config), str(left[run_id].folder.path)
+                futures[executor.submit(*execute, values, path, str(stop))] = run_id
 
             try:
                 for run_id in left:

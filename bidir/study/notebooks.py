@@ -28,6 +28,8 @@ from bidir.study.registry import read_registry
 from bidir.study.report import page
 from bidir.study.tables import forget
 
+PLACES = ("runs_dir", "data_root")
+
 
 class NotebookError(ChildProcessError):
     """A notebook that did not run to its end: ``kind`` of the error, and its ``message``."""
@@ -96,8 +98,19 @@ def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
     if not (folder.finished() and folder.notebook.is_file()):
         with folder.lock(name="OWNER"):
-            run_notebook("10_train", config.as_parameters(), folder.notebook)
+            run_notebook("10_train", placed(config), folder.notebook)
     return folder.path
+
+
+def placed(config: RunConfig) -> dict[str, Any]:
+    """The parameters of ``10_train``, its places found from wherever a kernel stands."""
+    own = {name: str(resolve(value)) for name in (*PLACES, "initial") if (value := vars(config)[name])}
+    return {**config.as_parameters(), **own}
+
+
+def _seen(path: str | Path) -> str:
+    """A path as a kernel in the notebooks' folder finds it, also if one stands outside the project."""
+    return str(path if resolve("notebooks") == notebooks_folder() else resolve(path))
 
 
 def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
@@ -116,7 +129,8 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
     read_registry(results)  # before any work
     for source, known in declared.items():
         name = source.stem
-        given = {"results": str(results), **{key: value for key, value in parameters.items() if key in known}}
+        given = {key: _seen(value) if key in PLACES else value for key, value in parameters.items() if key in known}
+        given["results"] = _seen(results)
         with TemporaryDirectory() as folder:
             try:
                 run_notebook(name, given, Path(folder) / "out.ipynb")
@@ -131,7 +145,7 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
 
 def write_report(results: list[str | Path], html: Path) -> None:
     """``40_report`` over one or more registries with their figures, as one HTML file that loads nothing."""
-    given = {"results": [str(path) for path in results], "folder": str(html.parent)}
+    given = {"results": [_seen(path) for path in results], "folder": str(html.parent)}
     tags = Config(TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ("parameters", "injected-parameters")})
     with TemporaryDirectory() as folder:
         run_notebook("40_report", given, Path(folder) / "report.ipynb")

@@ -3,9 +3,9 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,26 +38,20 @@ def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> s
         with folder.lock(PATIENCE, "OWNER"):
             with folder.lock(PATIENCE):
                 pass  # nobody trains it without a batch
-            if folder.finished() and folder.notebook.is_file():  # by another, meanwhile
+            try:
+                if not (folder.finished() and folder.notebook.is_file()):  # by another, meanwhile
+                    with open(folder.output, "a") as output:
+                        run_notebook("10_train", values, folder.notebook, output, ended)
                 return ""
-            reason = _executed(folder, values, ended)
-            if reason not in ("", STOPPED, BUSY) and not folder.finished():
-                with suppress(OSError):
-                    write_text(folder.failed, reason + "\n")
+            except (NotebookError, OSError) as error:  # OSError: a full disk, say
+                reason = STOPPED if ended() else BUSY if BUSY in str(error) else str(error)
+            if reason not in (STOPPED, BUSY) and not folder.finished():
+                write_text(folder.failed, reason + "\n")
             return reason
     except BlockingIOError:
         return BUSY
-    except OSError as error:  # a full disk, say: the batch's own report still tells
+    except OSError as error:  # the batch's own report still tells
         return str(error)
-
-
-def _executed(folder: RunFolder, values: dict[str, Any], ended: Callable[[], bool]) -> str:
-    try:
-        with open(folder.output, "a") as output:
-            run_notebook("10_train", values, folder.notebook, output, ended)
-        return ""
-    except (NotebookError, OSError) as error:
-        return STOPPED if ended() else BUSY if BUSY in str(error) else str(error)
 
 
 class Slot:
