@@ -82,26 +82,18 @@ def resume(
         raise WeightsError(f"{path}: no run can go on from it ({error!r:.300}); {REMEDY}") from error
 
 
-def read_model(path: str | Path) -> tuple[dict[str, Any], RunConfig, tuple[str, ...]]:
-    """The state dict, configuration and class names in a checkpoint, in a folder by ``export_model``, or in one on the
-    hub by its name, user/name. Errors: ``WeightsError``."""
+def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
+    """A trained network in eval mode, its configuration and its class names.
+    ``path``: a checkpoint, a folder by ``export_model``, or its hub name, user/name. Errors: ``WeightsError``."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not Path(path).exists() and Path(path).suffix != ".pt"
     folder = from_hub(str(path)) if on_hub else Path(path)
     content = _exported(folder) if folder.is_dir() else load_checkpoint(folder)
     try:
-        return content["model"], RunConfig.from_stored(json.loads(content["config"])), tuple(content["classes"])
-    except ConfigError as error:
-        raise WeightsError(f"{path}: made by another version of this project ({error})") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: its configuration cannot be read ({error})") from error
-
-
-def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
-    """A trained network in eval mode, its configuration and its class names, of what ``read_model`` takes.
-    Errors: ``WeightsError``."""
-    state, config, classes = read_model(path)
+        config, classes = RunConfig.from_stored(json.loads(content["config"])), tuple(content["classes"])
+    except (ConfigError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: made by another version of this project, or damaged ({error})") from error
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(classes))
-    load_matching(network, state, str(path))
+    load_matching(network, content["model"], str(path))
     return network.to(device, memory_format=torch.channels_last).eval(), config, classes
 
 
@@ -109,11 +101,12 @@ def begin_from(network: DualBranchNetwork, config: RunConfig, classes: tuple[str
     """Give ``network`` the weights of the model ``config.initial``, those of a class where that model knows its name.
     Returns the classes ``kept``, and the classes and tensors that stay ``fresh``.
     Errors: ``WeightsError`` if it holds another encoder or is no whole model."""
-    source = resolve(config.initial)
-    state, other, theirs = read_model(source)
+    trained, other, theirs = load_network(resolve(config.initial))
     if other.encoder != config.encoder:
-        raise WeightsError(f"initial = {source}: holds {other.encoder}, encoder = {config.encoder!r} is another")
-    load_matching(DualBranchNetwork(other.replace(encoder_weights="random"), len(theirs)), state, str(source))
+        raise WeightsError(
+            f"initial = {config.initial}: holds {other.encoder}, encoder = {config.encoder!r} is another"
+        )
+    state = trained.state_dict()
     kept, fresh = [name for name in classes if name in theirs], [name for name in classes if name not in theirs]
     for name, own in network.state_dict().items():  # shares its memory with the network
         if name in HEADS:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, notebook_launcher
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from bidir.config import ConfigError, RunConfig, resolve
+from bidir.config import ConfigError, RunConfig
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
 from bidir.data.open import dataset_manifest, open_split
 from bidir.data.split import Split
@@ -23,7 +23,7 @@ from bidir.method.network import DualBranchNetwork
 from bidir.method.supervision import active
 from bidir.method.tensors import Batch
 from bidir.progress import Stopped, bar
-from bidir.run.checkpoint import begin_from, read_model, resume, save_state
+from bidir.run.checkpoint import begin_from, resume, save_state
 from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
 from bidir.run.folder import RunFolder, Scores
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib
@@ -49,8 +49,6 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
     those that ``torchrun`` started) share every batch: losses and scores are those of one, up to rounding.
     Errors: ``ConfigError``, ``DataError``, ``WeightsError``; ``FloatingPointError``."""
     check_config(config)
-    if config.initial:
-        read_model(resolve(config.initial))
     data = Parts(open_split(config, "train"), open_split(config, "val"))
     folder = RunFolder.of(config, dataset_manifest(data.train, data.val))
     if config.processes == 1:
@@ -100,8 +98,7 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
         folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start, rows)
         if began_from:
             folder.update({"began_from": began_from})
-            print(f"initial = {config.initial}: " + "; ".join(f"{how}: {', '.join(of) or 'nothing'}"
-                                                              for how, of in began_from.items()))  # fmt: skip
+            print(f"begins from {config.initial}; heads of classes, tensors: {began_from}")
     before = folder.facts().get("seconds", 0) if start else 0
     batches, health = training_batches(config, train, accelerator, start), Health(config.mixed_precision == "fp16")
     began = time.perf_counter()
@@ -120,8 +117,8 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
             means = {name: round(value, 5) for name, value in mean_scores(scores.per_class).items()}
             log(folder, accelerator, {"step": done, "kind": "val", **means})
         if saved:
-            facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names),
-                     "rows": folder.rows() if main else []}  # fmt: skip
+            facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names)}
+            facts["rows"] = folder.rows()
             save_state(folder.checkpoint, network, optimizer, accelerator, facts)
             if main:
                 folder.update({"seconds": round(before + time.perf_counter() - began, 1)})

@@ -101,10 +101,8 @@ def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
         tables = {name: pd.read_parquet(file) for name, file in files.items()}
     except ValueError as error:
         raise ConfigError(f"{path}: damaged ({error}); `bidir sweep GRID --out {path}` writes it again") from error
-    runs, older = (
-        tables["runs"],
-        [with_older(json.loads(text) if isinstance(text, str) else {}) for text in tables["runs"]["config"]],
-    )
+    runs = tables["runs"]
+    older = [with_older(json.loads(text) if isinstance(text, str) else {}) for text in runs["config"]]  # NaN: none
     lacking = {name: [_plain(row[name]) for row in older] for name in SETTINGS if name not in runs}
     tables["runs"] = runs.assign(**lacking, **({} if "revision" in runs else {"revision": 0}))  # older code wrote none
     return tables
