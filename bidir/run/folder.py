@@ -190,8 +190,14 @@ def _damage(path: Path, _: tuple) -> str:
     folder, at = RunFolder(path), path
     try:
         done = os.listdir(path) and folder.done.is_file()
-        if done or folder.provenance.is_file():
-            at, facts = folder.provenance, json.loads(folder.provenance.read_bytes())
+        at = folder.done
+        for digest, name in dict(map(str.split, at.read_text().splitlines() if done else ())).items():
+            at = path / name
+            if _digest(at) != digest:
+                raise ValueError("not what DONE holds the digest of")  # older code's holds none
+        at = folder.provenance
+        if done or at.is_file():
+            facts = json.loads(at.read_bytes())
             config, manifest = RunConfig.from_stored(facts["config"]), facts["dataset_manifest"]
             if facts["revision"] == REVISION and not config.initial and config.run_id(manifest) != path.name:
                 raise ValueError("settings of another run")
@@ -202,13 +208,9 @@ def _damage(path: Path, _: tuple) -> str:
             at = folder.metrics
             if len(folder.rows()) != at.read_bytes().count(b"\n") or folder.last_step() != config.iterations:
                 raise ValueError(f"not the rows of {config.iterations} iterations")
-            for name, table in folder.scores()._asdict().items():
+            for name, columns in COUNTED.items():
                 at = path / f"{name}.csv"
-                table[COUNTED[name]].astype(float)
-            at = folder.done
-            for digest, name in map(str.split, at.read_text().splitlines()):  # none by older code
-                if _digest(path / name) != digest:
-                    raise ValueError(f"has the digest of another {name}")
+                pd.read_csv(at)[columns].astype(float)
     except Exception as error:  # a file can hold anything
         return f"{at}: {' '.join(str(error).split()) or type(error).__name__}"
     return ""
