@@ -110,10 +110,11 @@ def begin_from(network: DualBranchNetwork, config: RunConfig, classes: tuple[str
     kept, fresh = [name for name in classes if name in theirs], [name for name in classes if name not in theirs]
     for name, own in network.state_dict().items():  # shares its memory with the network
         if name in HEADS:
-            skipped = len(classes) - len(own)  # Branch-C knows no background
-            for i in range(skipped, len(classes)):
-                if classes[i] in theirs:
-                    own[i - skipped] = state[name][theirs.index(classes[i]) - skipped]
+            first = len(own) - len(classes)  # Branch-S has the background before them
+            own[:first] = state[name][:first]
+            for i, known in enumerate(classes):
+                if known in theirs:
+                    own[first + i] = state[name][first + theirs.index(known)]
         elif name in state:
             own.copy_(state[name])
         else:
