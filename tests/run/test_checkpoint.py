@@ -127,25 +127,26 @@ def test_a_checkpoint_holds_the_rows_that_it_vouches_for(short):
 
 
 def test_a_run_starts_from_a_model_by_the_names_of_its_classes(short, tmp_path):
-    """Rows of both heads by hand: Branch-C has one per class without background, Branch-S one per class."""
+    """Rows of both heads by hand: Branch-C has one per class, Branch-S one more, the background, before them."""
     config, path = short
     network, _, theirs = load_network(path / "checkpoint.pt")
     state = network.state_dict()
-    classes = ("background", theirs[3], "unicorn", theirs[1])
+    classes = (theirs[3], "unicorn", theirs[1])
     for source in (path / "checkpoint.pt", export_model(path / "checkpoint.pt", tmp_path / "exported")):
         mine = config.replace(initial=str(source), encoder_weights="random")
         network = DualBranchNetwork(mine, 3)
         fresh = {name: value.clone() for name, value in network.state_dict().items()}
         assert begin_from(network, mine, classes) == {
-            "kept": ["background", theirs[3], theirs[1]],
+            "kept": [theirs[3], theirs[1]],
             "fresh": ["unicorn"],
         }
         own = network.state_dict()
         for name in ("classification.classifier.weight", "segmentation.predict.weight", "segmentation.predict.bias"):
             first = 0 if name.startswith("classification") else 1
-            assert torch.equal(own[name][first], state[name][first + 2])
+            assert torch.equal(own[name][:first], state[name][:first])
+            assert torch.equal(own[name][first], state[name][first + 3])
             assert torch.equal(own[name][first + 1], fresh[name][first + 1])
-            assert torch.equal(own[name][first + 2], state[name][first])
+            assert torch.equal(own[name][first + 2], state[name][first + 1])
         assert torch.equal(own["segmentation.fuse.weight"], state["segmentation.fuse.weight"])
         assert all(torch.equal(value, state[name]) for name, value in own.items() if name.startswith("encoder."))
     with pytest.raises(WeightsError, match="holds tf_efficientnet_lite0, not encoder = 'mit_b0'"):
