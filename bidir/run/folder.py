@@ -220,7 +220,7 @@ def _row(line: bytes) -> dict[str, Any]:
     """A row of ``metrics.jsonl``; {} if it is none."""
     try:
         row = json.loads(line)
-        return row if isinstance(row["step"], int) and isinstance(row["kind"], str) else {}
+        return row if isinstance(row["step"], int) else {}
     except (ValueError, TypeError, KeyError):
         return {}
 

@@ -88,6 +88,7 @@ def test_asking_for_jobs_leaves_ctrl_c_as_it_was():
     code = """
 import signal
 from bidir.study.workers import job_cluster
+signal.signal(signal.SIGINT, signal.default_int_handler)
 job_cluster({"cluster": "slurm", "jobs": 0, "options": {"cores": 1, "memory": "1GB", "interface": "lo"}}).close()
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
