@@ -1,17 +1,20 @@
 """Files written whole or not at all."""
 
 import os
+import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside ``path``, then replace it: a reader, a kill or a full disk never meets half a file.
+    """Write beside ``path``, then replace it: a reader, a kill or a full disk never meets half a file. The draft's name
+    cannot be guessed, and what has that name already, a link say, is not written to.
     Errors: ``OSError`` naming the path; what was there before is left intact."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as file:
+        with open(draft, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -27,3 +30,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """``write_bytes`` for text."""
     write_bytes(path, content.encode())
+
+
+def remove_drafts(folder: Path, age: float = 0) -> None:
+    """Remove what killed writers left in ``folder``, if ``age`` seconds old: a younger one may be at work."""
+    for draft in folder.glob("*.part"):
+        with suppress(OSError):
+            if time.time() - draft.stat().st_mtime >= age:
+                draft.unlink()

@@ -80,9 +80,12 @@ def sweep(
     parameter: Pairs = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
+    from bidir.study.notebooks import notebooks_folder
+
     _stop_cleanly()
     if cluster:
         bidir.read_cluster(cluster)
+    notebooks_folder()
     jobs = bidir.read_grid(grid, **parse_parameters(parameter))
     if dry_run:
         bidir.check(jobs)
@@ -91,8 +94,8 @@ def sweep(
         bidir.write_tables(jobs, out)
     print(bidir.progress_table(jobs).to_string(max_colwidth=60))
     runs = table.drop_duplicates("run_id")
-    for row in runs[runs["state"] == "failed"].itertuples():
-        print(f"failed: {row.run_id}: {row.reason}")
+    for row in runs[runs["reason"] != ""].itertuples():
+        print(f"{row.state}: {row.run_id}: {row.reason}")
     print(", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items()))
     sys.exit(not (dry_run or status or (runs["state"] == "done").all()))
 

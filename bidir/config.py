@@ -81,6 +81,7 @@ class Network:
 
     encoder: Text = at("tf_efficientnet_lite0", "mit_b0 .. mit_b5, or a timm feature extractor")
     encoder_weights: Text = at("imagenet", "imagenet | random | path of a state dict")
+    initial: Text = at("", "checkpoint.pt or exported folder to start from; heads of other classes are fresh")
     encoder_norm: Literal["frozen", "trained"] = at("frozen", "frozen as in the paper: learning rate 0")
 
 
@@ -212,6 +213,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         """The fields that decide what a run computes: all but those of the machine."""
         kept = {name: value for name, value in vars(self).items() if name not in MACHINE_FIELDS}
         kept = {name: value for name, value in kept.items() if name not in ADDED or value != FIELDS[name].default}
+        kept |= {"initial": _content(resolve(self.initial))} if self.initial else {}
         kept["revision"] = REVISION
         return kept | ({"images_per_pass": self.images_per_pass} if self.images_per_pass else {})  # means over a pass
 
@@ -224,15 +226,9 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
 
 
 REVISION = 1  # of what is computed: raised by whatever changes numbers without a setting
-ADDED = {
-    "c2s_balance",
-    "seed_share",
-    "seed_mean",
-    "ema_teacher",
-    "ema_decay",
-    "gradients_every",
-    "score_train",
-}  # since then
+ADDED = {  # since then: part of an identity where they are not the default
+    "c2s_balance", "seed_share", "seed_mean", "ema_teacher", "ema_decay", "gradients_every", "score_train", "initial",
+}  # fmt: skip
 IGNORE = 255  # class id of pixels that no loss and no score counts
 FIELDS = RunConfig.__pydantic_fields__  # name -> annotation, default, description (its meaning)
 MACHINE_FIELDS = frozenset(Machine.__pydantic_fields__)
@@ -243,6 +239,17 @@ def with_older(values: dict[str, Any]) -> dict[str, Any]:
     if "teacher_scales" not in values and "seed_scales" in values:
         values = {**values, "teacher_scales": values["seed_scales"], "teacher_flip": True}
     return {**{name: field.default for name, field in FIELDS.items()}, **values}
+
+
+def _content(path: Path) -> str:
+    """Digest of a model to start from: the file, or what ``export_model`` wrote. Errors: ``WeightsError``."""
+    files = [path / "model.safetensors", path / "config.json"] if path.is_dir() else [path]
+    try:
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    except OSError as error:
+        raise WeightsError(
+            f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"
+        ) from error
 
 
 def resolve(path: str | Path) -> Path:

@@ -2,11 +2,12 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from bidir.atomic import write_bytes, write_text
+from bidir.atomic import remove_drafts, write_bytes, write_text
 
 
 def test_what_was_there_is_replaced_and_folders_are_made(tmp_path):
@@ -37,3 +38,27 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_link_in_the_place_of_a_draft_leads_nowhere(tmp_path, monkeypatch):
+    """By the name that drafts once had, and by the one that they have, if it could be guessed."""
+    victim, path = tmp_path / "victim", tmp_path / "file.txt"
+    victim.write_text("mine")
+    (tmp_path / f"file.txt.{os.getpid()}.part").symlink_to(victim)
+    write_text(path, "new")
+    assert (path.read_text(), path.is_symlink(), victim.read_text()) == ("new", False, "mine")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    (tmp_path / "file.txt.guessed.part").symlink_to(victim)
+    with pytest.raises(OSError, match="previous file is intact"):
+        write_text(path, "newer")
+    assert (path.read_text(), victim.read_text()) == ("new", "mine")
+
+
+def test_drafts_that_a_kill_left_are_removed_once_they_are_old(tmp_path):
+    for name, age in (("a.pt.12.part", 7200), ("b.pt.13.part", 60), ("a.pt", 7200)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_drafts(tmp_path, age=3600)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt.13.part"]
+    remove_drafts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]

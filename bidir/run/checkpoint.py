@@ -1,5 +1,6 @@
 """Checkpoints: everything that the next iteration depends on, written whole; and trained networks loaded from them."""
 
+import hashlib
 import io
 import json
 import re
@@ -12,17 +13,21 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from bidir.atomic import write_bytes
-from bidir.config import ConfigError, RunConfig, WeightsError
+from bidir.config import ConfigError, RunConfig, WeightsError, resolve
 from bidir.method import distributed
 from bidir.method.network import DualBranchNetwork
 from bidir.method.weights import from_hub, load_matching, load_tensors, read_plain
 
+MARK = b"bidir-sha256:"  # behind what torch.save wrote, before the digest of that; torch.load reads past both
+REMEDY = "put back a copy of it, or remove it and the run starts anew"
+HEADS = {"classification.classifier.weight", "segmentation.predict.weight", "segmentation.predict.bias"}  # by class
+
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values; atomic. Errors: ``OSError``, the previous file intact."""
+    """Write tensors and plain values, and their digest; atomic. Errors: ``OSError``, the previous file intact."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue() + MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -30,7 +35,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Errors: ``WeightsError`` if the file is missing, damaged, holds code, or is no checkpoint of ours."""
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such checkpoint")
-    content = read_plain(Path(path))
+    try:
+        body, _, digest = Path(path).read_bytes().rpartition(MARK)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error})") from error
+    if body and hashlib.sha256(body).hexdigest().encode() != digest:  # older ones have none
+        raise WeightsError(f"{path}: damaged, its digest is another; {REMEDY}")
+    content = read_plain(Path(path), f"; {REMEDY}")
     if missing := {"config", "classes", "model", "step"} - set(content if isinstance(content, dict) else ()):
         raise WeightsError(f"{path}: not a checkpoint of this project (lacks {', '.join(sorted(missing))})")
     return content
@@ -61,24 +72,28 @@ def resume(
     optimizer: Optimizer,
     accelerator: Accelerator,
     average: AveragedModel | None = None,
-) -> int:
-    """Restore weights, optimiser, loss scale and random state; returns the iterations done, 0 without a checkpoint."""
+) -> tuple[int, list[dict] | None]:
+    """Restore weights, their average, optimiser, loss scale and random state; returns the iterations done, 0 without a
+    checkpoint, and the rows logged until then, None if older code wrote it. Errors: ``WeightsError``."""
     if not path.is_file():
-        return 0
+        return 0, []
     state = load_checkpoint(path)
-    network.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average:
-        average.module.load_state_dict(state["average"])
-        average.n_averaged.fill_(state["step"])
-    if len(state["rng"]) == accelerator.num_processes:  # else dropout goes on from the seeds of this start
-        own = state["rng"][accelerator.process_index]
-        torch.set_rng_state(own["cpu"])
-        if "cuda" in own and torch.cuda.is_available():
-            torch.cuda.set_rng_state(own["cuda"])
-    if accelerator.scaler:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    return state["step"]
+    try:
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.module.load_state_dict(state["average"])
+            average.n_averaged.fill_(state["step"])
+        if len(state["rng"]) == accelerator.num_processes:  # else dropout goes on from the seeds of this start
+            own = state["rng"][accelerator.process_index]
+            torch.set_rng_state(own["cpu"])
+            if "cuda" in own and torch.cuda.is_available():
+                torch.cuda.set_rng_state(own["cuda"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        return int(state["step"]), state.get("rows")
+    except Exception as error:  # whatever a file can hold
+        raise WeightsError(f"{path}: no run can go on from it ({error!r:.300}); {REMEDY}") from error
 
 
 def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
@@ -88,12 +103,37 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwo
     folder = from_hub(str(path)) if on_hub else Path(path)
     content = _exported(folder) if folder.is_dir() else load_checkpoint(folder)
     try:
-        config = RunConfig.from_stored(json.loads(content["config"]))
-    except ConfigError as error:
-        raise WeightsError(f"{path}: made by another version of this project ({error})") from error
-    network = DualBranchNetwork(config.replace(encoder_weights="random"), len(content["classes"]))
+        config, classes = RunConfig.from_stored(json.loads(content["config"])), tuple(content["classes"])
+    except (ConfigError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: made by another version of this project, or damaged ({error})") from error
+    network = DualBranchNetwork(config.replace(encoder_weights="random"), len(classes))
     load_matching(network, content.get("average", content["model"]), str(path))
-    return network.to(device, memory_format=torch.channels_last).eval(), config, tuple(content["classes"])
+    return network.to(device, memory_format=torch.channels_last).eval(), config, classes
+
+
+def begin_from(network: DualBranchNetwork, config: RunConfig, classes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Give ``network`` the weights of the model ``config.initial``, those of a class where that model knows its name.
+    Returns the classes ``kept``, and the classes and tensors that stay ``fresh``.
+    Errors: ``WeightsError`` if it holds another encoder or is no whole model."""
+    trained, other, theirs = load_network(resolve(config.initial))
+    if other.encoder != config.encoder:
+        raise WeightsError(
+            f"initial = {config.initial}: holds {other.encoder}, encoder = {config.encoder!r} is another"
+        )
+    state = trained.state_dict()
+    kept, fresh = [name for name in classes if name in theirs], [name for name in classes if name not in theirs]
+    for name, own in network.state_dict().items():  # shares its memory with the network
+        if name in HEADS:
+            first = len(own) - len(classes)  # Branch-S has the background before them
+            own[:first] = state[name][:first]
+            for i, known in enumerate(classes):
+                if known in theirs:
+                    own[first + i] = state[name][first + theirs.index(known)]
+        elif name in state:
+            own.copy_(state[name])
+        else:
+            fresh.append(name)
+    return {"kept": kept, "fresh": fresh}
 
 
 def _exported(folder: Path) -> dict[str, Any]:

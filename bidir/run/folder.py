@@ -1,6 +1,7 @@
 """A run's folder: every file name in it, what state the run is in, and where its numbers come from."""
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -10,15 +11,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bidir.atomic import write_text
+from bidir.atomic import remove_drafts, write_text
 from bidir.config import REVISION, RunConfig, resolve
 
 BUSY = "another process works on this run"
+KINDS = {  # of the facts
+    str: ("dataset_manifest", "python", "hardware", "evaluated_on"), str | None: ("git_commit",),
+    int: ("revision", "threads", "train_images", "val_images", "peak_memory_mib"),
+    int | float: ("seconds", "seconds_per_step"), list: ("classes", "earlier_commits"), dict: ("results", "versions"),
+}  # fmt: skip
+COUNTED = {"per_class": ["iou", "images"], "per_image": ["hit", "true", "predicted"]}  # numbers, of all columns
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -43,14 +51,16 @@ class Scores(NamedTuple):
 
 
 class RunFolder:
-    """``<runs_dir>/<run_id>``. A run is finished when DONE is there: its numbers are whole. The executed notebook is a
-    view of them. FAILED holds the reason why the last attempt ended; the next attempt removes it."""
+    """``<runs_dir>/<run_id>``. A run is finished when DONE is there and its numbers are those that DONE has the digests
+    of; the executed notebook is a view of them. FAILED holds the reason why the last attempt ended; the next attempt
+    removes it. LOCK is held by what computes the run, OWNER by what executes its notebook and writes its reason."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.run_id = path, path.name
         self.done, self.failed, self.provenance = path / "DONE", path / "FAILED", path / "run.json"
         self.checkpoint, self.metrics = path / "checkpoint.pt", path / "metrics.jsonl"
         self.notebook, self.output = path / "notebook.ipynb", path / "log.txt"
+        self.numbers = [self.provenance, self.metrics, *(path / f"{name}.csv" for name in Scores._fields)]
 
     @classmethod
     def of(cls, config: RunConfig, manifest: str) -> "RunFolder":
@@ -58,11 +68,11 @@ class RunFolder:
         return cls(resolve(config.runs_dir) / config.run_id(manifest))
 
     @contextmanager
-    def lock(self, patience: float = 30) -> Iterator[None]:
+    def lock(self, patience: float = 30, name: str = "LOCK") -> Iterator[None]:
         """The right to work on this run, until the block or the process ends, however it ends.
         Errors: ``BlockingIOError`` if another process still has it after ``patience`` seconds."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "LOCK", "w") as file:
+        with open(self.path / name, "a") as file:
             until = time.monotonic() + patience
             while True:
                 try:
@@ -76,36 +86,67 @@ class RunFolder:
             yield
 
     def state(self) -> str:
-        """done | running | failed | interrupted | waiting (to be started)."""
-        if self.done.is_file():
-            return "done"
-        if not self.path.is_dir():
-            return "waiting"
-        try:
-            with self.lock(patience=0):
-                return "failed" if self.failed.is_file() else "interrupted" if self.checkpoint.is_file() else "waiting"
-        except BlockingIOError:
-            return "running"
+        """done | running | failed (damaged, too) | interrupted | waiting (to be started). Only reads."""
+        return self._look()[0]
 
     def reason(self) -> str:
-        """Why the run failed, or ""."""
-        return self.failed.read_text().strip() if not self.done.is_file() and self.failed.is_file() else ""
+        """Why the run failed, which file is damaged and how, what a finished one lacks beside its numbers; or ""."""
+        return self._look()[1]
 
-    def start(self, config: RunConfig, manifest: str, classes: tuple[str, ...], machine: dict, step: int) -> None:
-        """Make the folder, say where its numbers come from, drop rows logged after iteration ``step``: they will come
-        again. ``machine``: what ran it. Errors: ``OSError`` if the folder cannot be written."""
+    def finished(self) -> bool:
+        """Whether the run is done and its numbers are whole."""
+        return self.done.is_file() and not self.damage()
+
+    def damage(self) -> str:
+        """The first file here that is not what a run writes, and why; "" if all are."""
+        stats = [file.stat() if file.exists() else None for file in (self.path, self.done, *self.numbers)]
+        return _damage(self.path, tuple(stat and (stat.st_ctime_ns, stat.st_size) for stat in stats))
+
+    def _look(self) -> tuple[str, str]:
+        try:
+            if not os.path.lexists(self.path):
+                return "waiting", ""
+            damage = self.damage()
+            if self.done.is_file() and not damage:
+                return "done", "" if self.checkpoint.is_file() else f"{self.checkpoint} is gone; its numbers are whole"
+            for lock in filter(Path.is_file, (self.path / "LOCK", self.path / "OWNER")):
+                with open(lock) as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if damage:
+                return "failed", f"damaged: {damage}; --retry-failed mends what it can"
+            if self.failed.is_file():
+                return "failed", self.failed.read_text(errors="replace").strip()
+            return "interrupted" if self.checkpoint.is_file() else "waiting", ""
+        except BlockingIOError:
+            return "running", ""
+        except OSError as error:
+            return "failed", f"damaged: {error}"
+
+    def start(
+        self, config: RunConfig, manifest: str, classes: tuple, machine: dict, step: int, rows: list | None = None
+    ) -> None:
+        """Make the folder, say where its numbers come from, go back to the ``rows`` of iteration ``step``, those of its
+        checkpoint (None: older code's, without). ``machine``: what runs it. Errors: ``OSError``: cannot be written."""
         self.path.mkdir(parents=True, exist_ok=True)
+        remove_drafts(self.path)
+        self.done.unlink(missing_ok=True)
         code, before = code_provenance(), self.facts()
         facts = {"run_id": self.run_id, "config": asdict(config), "dataset_manifest": manifest, "revision": REVISION}
         if step and before.get("git_commit") != code["git_commit"]:  # a run resumed with other code says so
             facts["earlier_commits"] = [*before.get("earlier_commits", []), before.get("git_commit")]
         self.update({**facts, "classes": list(classes), **code, **machine})
         self.failed.unlink(missing_ok=True)
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step))
+        rows = [row for row in self.rows() if row["step"] <= step] if rows is None else rows
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def facts(self) -> dict[str, Any]:
-        """What is written of the run so far: its configuration, code, hardware, times, and at the end its scores."""
-        return json.loads(self.provenance.read_text()) if self.provenance.is_file() else {}
+        """What is written of the run so far: its configuration, code, hardware, times, and at the end its scores; {} if
+        nothing is, or nothing that can be read."""
+        try:
+            facts = json.loads(self.provenance.read_bytes())
+            return facts if isinstance(facts, dict) else {}
+        except (OSError, ValueError):
+            return {}
 
     def update(self, facts: dict[str, Any]) -> None:
         """Add to ``facts()``."""
@@ -117,9 +158,9 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The whole rows logged so far; a last line cut short by a kill is left out."""
-        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The whole rows logged so far; a last line cut short by a kill is left out, and so is what is no row."""
+        lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.is_file() else []
+        return [row for line in lines if line.endswith(b"\n") and (row := _row(line))]
 
     def last_step(self) -> int:
         """The iteration of the last whole row; 0 if there is none."""
@@ -130,10 +171,9 @@ class RunFolder:
         try:
             with open(self.metrics, "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-                rows = file.read().rpartition(b"\n")[0].splitlines()
-        except FileNotFoundError:
+                return _row(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
+        except OSError:
             return {}
-        return json.loads(rows[-1]) if rows else {}
 
     def scores(self, part: str | None = "val") -> Scores:
         """The final scores of a finished run on a part of the data (None: all); without rows where it has no masks."""
@@ -144,11 +184,55 @@ class RunFolder:
         return Scores(*(table[table["part"] == (part or table["part"])] for table in tables))
 
     def finish(self, scores: Scores, facts: dict[str, Any]) -> None:
-        """Write the final scores, then DONE."""
+        """Write the final scores, then DONE, which holds the digests of all numbers, for ``sha256sum -c``."""
         scores.write(self.path)
         self.update(facts)
-        write_text(self.done, "")
+        write_text(self.done, "".join(f"{_digest(path)}  {path.name}\n" for path in self.numbers))
         self.failed.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache(100_000)  # by when its files were last changed: who watches runs asks every second
+def _damage(path: Path, _: tuple) -> str:
+    folder, at = RunFolder(path), path
+    try:
+        done = os.listdir(path) and folder.done.is_file()
+        at = folder.done
+        for digest, name in dict(map(str.split, at.read_text().splitlines() if done else ())).items():
+            at = path / name
+            if _digest(at) != digest:
+                raise ValueError("not what DONE holds the digest of")  # older code's holds none
+        at = folder.provenance
+        if done or at.is_file():
+            facts = json.loads(at.read_bytes())
+            config, manifest = RunConfig.from_stored(facts["config"]), facts["dataset_manifest"]
+            if facts["revision"] == REVISION and not config.initial and config.run_id(manifest) != path.name:
+                raise ValueError("settings of another run")
+            for kind, names in KINDS.items():
+                if wrong := [name for name in names if name in facts and not isinstance(facts[name], kind)]:
+                    raise ValueError(f"{wrong[0]} = {facts[wrong[0]]!r:.60}")
+        if done:
+            at = folder.metrics
+            if len(folder.rows()) != at.read_bytes().count(b"\n") or folder.last_step() != config.iterations:
+                raise ValueError(f"not the rows of {config.iterations} iterations")
+            for name, columns in COUNTED.items():
+                at = path / f"{name}.csv"
+                pd.read_csv(at)[columns].astype(float)
+    except Exception as error:  # a file can hold anything
+        return f"{at}: {' '.join(str(error).split()) or type(error).__name__}"
+    return ""
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A row of ``metrics.jsonl``; {} if it is none."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else {}
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 def code_provenance() -> dict[str, Any]:

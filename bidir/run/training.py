@@ -23,7 +23,7 @@ from bidir.method.network import DualBranchNetwork
 from bidir.method.supervision import active
 from bidir.method.tensors import Batch
 from bidir.progress import Stopped, bar
-from bidir.run.checkpoint import resume, save_state
+from bidir.run.checkpoint import begin_from, resume, save_state
 from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
 from bidir.run.folder import RunFolder, Scores
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib
@@ -58,7 +58,7 @@ def fit(config: RunConfig, progress: bool = True) -> Path:
         except KeyboardInterrupt as error:
             raise Stopped(f"stopped at iteration {folder.last_step()}; run again to go on") from error
     check_processes(config, config.processes)
-    if not folder.done.is_file():
+    if not folder.finished():
         data = data._replace(sizes=check_files(data.train, data.val, config, progress))
         given = (config.replace(processes=1), data, folder, False)
         try:
@@ -78,12 +78,12 @@ def _fit_together(config: RunConfig, data: Parts, folder: RunFolder, progress: b
     accelerator = make_accelerator(config, folder.path)
     check_processes(config, accelerator.num_processes)
     main = accelerator.is_main_process
-    if not distributed.gathered(folder.done.is_file())[0]:
+    if not distributed.gathered(folder.finished())[0]:
         if data.sizes is None:
             sizes = check_files(data.train, data.val, config, progress) if main else None
             data = data._replace(sizes=distributed.gathered(sizes)[0])
         with folder.lock() if main else nullcontext():
-            if not distributed.gathered(folder.done.is_file())[0]:  # another run of it may have been faster
+            if not distributed.gathered(folder.finished())[0]:  # another run of it may have been faster
                 _fit(config, accelerator, data, folder, progress)
     return folder.path
 
@@ -91,12 +91,17 @@ def _fit_together(config: RunConfig, data: Parts, folder: RunFolder, progress: b
 def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFolder, progress: bool) -> None:
     """A run from wherever it is to its final scores. Without validation masks nothing is scored."""
     (train, val, sizes), main = data, accelerator.is_main_process
-    network, model, optimizer = build(config, len(train.class_names), accelerator)
+    weights = {"encoder_weights": "random"} if config.initial else {}
+    network, model, optimizer = build(config.replace(**weights), len(train.class_names), accelerator)
     average = average_of(network, config)
     scored = average.module if average else network
-    start = resume(folder.checkpoint, network, optimizer, accelerator, average)
+    start, rows = resume(folder.checkpoint, network, optimizer, accelerator, average)
+    began_from = begin_from(network, config, train.class_names) if config.initial and not start else {}
     if main:
-        folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start)
+        folder.start(config, dataset_manifest(train, val), train.class_names, machine(accelerator.device), start, rows)
+        if began_from:
+            folder.update({"began_from": began_from})
+            print(f"begins from {config.initial}; heads of classes, tensors: {began_from}")
     before = folder.facts().get("seconds", 0) if start else 0
     batches, health = training_batches(config, train, accelerator, start), Health(config.mixed_precision == "fp16")
     began = time.perf_counter()
@@ -116,6 +121,7 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
             log(folder, accelerator, {"step": done, "kind": "val", **means})
         if saved:
             facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names)}
+            facts["rows"] = folder.rows()
             save_state(folder.checkpoint, network, optimizer, accelerator, facts, average)
             if main:
                 folder.update({"seconds": round(before + time.perf_counter() - began, 1)})

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -12,12 +13,12 @@ from IPython.display import display
 from tqdm import tqdm
 
 from bidir.atomic import write_text
-from bidir.config import ConfigError, resolve
+from bidir.config import ConfigError
 from bidir.progress import bar, in_notebook
-from bidir.run.folder import RunFolder
+from bidir.run.folder import BUSY, RunFolder
 from bidir.study.grid import Job, check, last_value, plan, progress_table, read_grid
-from bidir.study.notebooks import make_figures, notebooks_folder, write_report
-from bidir.study.registry import collect, read_registry, write_registry
+from bidir.study.notebooks import make_figures, notebooks_folder, placed, write_report
+from bidir.study.registry import collect, finished_runs, read_registry, write_registry
 from bidir.study.workers import STOPPED, dask_cluster, local_slots
 
 
@@ -35,17 +36,20 @@ def run_batch(
     if not left:
         return plan(jobs)
     runs_dir = next(iter(left.values())).folder.path.parent
-    stop = runs_dir / f"STOP-{os.getpid()}"
+    stop = runs_dir / f"STOP-{os.uname().nodename}-{os.getpid()}"
     stop.unlink(missing_ok=True)
     try:
         with dask_cluster(cluster) if cluster else local_slots(slots) as (executor, execute):
             futures = {}
+
+            def submit(run_id: str) -> None:
+                values, path = placed(left[run_id].config), str(left[run_id].folder.path)
+                futures[executor.submit(*execute, values, path, str(stop))] = run_id
+
             try:
-                for run_id, job in left.items():
-                    places = {"runs_dir": str(job.folder.path.parent), "data_root": str(resolve(job.config.data_root))}
-                    values = {**job.config.as_parameters(), **places}
-                    futures[executor.submit(*execute, values, str(job.folder.path), str(stop))] = run_id
-                _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")))
+                for run_id in left:
+                    submit(run_id)
+                _follow(futures, left, len(plan(jobs).drop_duplicates("run_id")), submit)
             except KeyboardInterrupt:
                 how = "cell" if in_notebook() else "command"
                 print(f"\nstopping; run the same {how} again to go on", file=None if how == "cell" else sys.stderr)
@@ -80,17 +84,19 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
     its configuration and data. Errors: ``ConfigError`` if some are none of the jobs': a registry loses none."""
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
     tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
-    if (resolve(out) / "runs.parquet").is_file():
-        before = read_registry(out)
-        done = set(before["runs"].query("state == 'done'")["run_id"])
-        if strange := sorted(done - set(grids["run_id"])):
-            held = f"{len(strange)} finished runs that this grid file does not name, {strange[0]} for one"
-            raise ConfigError(f"{out} holds {held}; choose another --out")
-        kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
-        for name, table in tables.items():
-            parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
-            tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-        grids.loc[grids["run_id"].isin(kept), "state"] = "done"
+    done, lost = finished_runs(out)
+    if strange := sorted(done - set(grids["run_id"])):
+        held = f"{len(strange)} finished runs that this grid file does not name, {strange[0]} for one"
+        raise ConfigError(f"{out} holds {held}; choose another --out")
+    kept = done - set(tables["runs"].query("state == 'done'")["run_id"])
+    if kept and lost:
+        held = f"it holds {len(kept)} finished runs whose folders are gone or damaged, {min(kept)} for one"
+        raise ConfigError(f"{out}: {lost} is missing or damaged, and {held}; choose another --out")
+    before = read_registry(out) if kept else {}
+    for name, table in tables.items() if kept else ():
+        parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
+        tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    grids.loc[grids["run_id"].isin(kept), "state"] = "done"
     write_registry({**tables, "grids": grids}, out)
 
 
@@ -101,30 +107,35 @@ def _outcome(future: Future, folder: RunFolder) -> str:
     if future.exception() is None:
         return future.result()
     reason = f"{type(future.exception()).__name__}: {future.exception()} (killed, or out of memory?)"
-    if not folder.done.is_file():
-        with suppress(OSError):
+    if not folder.finished():
+        with suppress(OSError), folder.lock(0, "OWNER"):  # unless another has taken it over
             write_text(folder.failed, reason + "\n")
     return reason
 
 
-def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int) -> None:
-    """Progress until all are done: one bar with the time that remains; in a notebook, below it, a row per run."""
+def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int, submit: Callable[[str], None]) -> None:
+    """Progress until all are done: one bar with the time that remains; in a notebook, below it, a row per run.
+    ``submit`` puts a run that another process is at behind all others."""
     first = {run_id: job.folder.last_step() for run_id, job in jobs.items()}
     left = {run_id: job.config.iterations - first[run_id] for run_id, job in jobs.items()}
-    open_futures, steps = dict(futures), dict.fromkeys(jobs, 0)
+    steps = dict.fromkeys(jobs, 0)
     with bar((), f"{total - len(jobs)}/{total} runs", sum(left.values()), unit="it", smoothing=0) as whole:
         shown = display(progress_table([*jobs.values()]), display_id=True) if in_notebook() else None
-        while open_futures:
+        while futures:
             time.sleep(1)
-            for future in [f for f in open_futures if f.done()]:
-                run_id = open_futures.pop(future)
-                steps[run_id], error = left[run_id], _outcome(future, jobs[run_id].folder)
-                ended = f"{total - len(open_futures)}/{total}"
-                whole.set_description(f"{ended} runs", refresh=False)
+            for future in [f for f in futures if f.done()]:
+                run_id = futures.pop(future)
+                folder, error = jobs[run_id].folder, _outcome(future, jobs[run_id].folder)
+                if error == BUSY and _to_run(folder, False):
+                    submit(run_id)
+                    continue
+                error = folder.reason() if error == BUSY else error
+                steps[run_id], count = left[run_id], f"{total - len(futures)}/{total}"
+                whole.set_description(f"{count} runs", refresh=False)
                 if not shown:
-                    outcome = f"failed: {error}" if error else f"done, {last_value(jobs[run_id].folder)}"
-                    tqdm.write(f"[{ended}] {jobs[run_id].name}: {outcome} ({run_id})")
-            for run_id in open_futures.values():  # a run may go back a little
+                    outcome = f"failed: {error}" if error else f"done, {last_value(folder)}"
+                    tqdm.write(f"[{count}] {jobs[run_id].name}: {outcome} ({run_id})")
+            for run_id in futures.values():  # a run may go back a little
                 steps[run_id] = max(0, jobs[run_id].folder.last_step() - first[run_id])
             whole.update(sum(steps.values()) - whole.n)
             if shown:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -21,12 +22,14 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from bidir.atomic import write_text
-from bidir.config import RunConfig, resolve
+from bidir.config import ConfigError, RunConfig, resolve, unknown_name
 from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
+from bidir.study.registry import read_registry
 from bidir.study.report import page
 from bidir.study.tables import forget
 
+PLACES = ("runs_dir", "data_root")
 # papermill knows the names in the tagged cell alone; a notebook itself refuses one that none of its cells sets
 logging.getLogger("papermill").addFilter(lambda record: not record.getMessage().startswith("Passed unknown parameter"))
 
@@ -82,29 +85,55 @@ def run_notebook(
 
 
 def notebooks_folder() -> Path:
-    """The notebooks of the project one stands in, or of the one this package belongs to."""
-    here = resolve("notebooks")
-    return here if here.is_dir() else Path(__file__).parents[2] / "notebooks"
+    """The notebooks of the project one stands in, or of the one this package belongs to.
+    Errors: ``ConfigError`` if there are none, asked for before any work."""
+    for folder in (resolve("notebooks"), Path(__file__).parents[2] / "notebooks"):
+        if (folder / "10_train.ipynb").is_file():
+            return folder
+    raise ConfigError(f"no notebooks of bidir in {Path.cwd()}: start in the project's folder, which holds notebooks/")
 
 
 def run_training(parameters: dict[str, Any], preset: str = "study") -> Path:
     """One run: ``10_train`` executed by papermill and kept in the run's folder; a finished run returns at once.
     Errors: ``ConfigError`` and ``DataError`` before the notebook starts, ``NotebookError`` if a cell fails."""
+    notebooks_folder()
     config = RunConfig.from_parameters(parameters, preset)
     folder = RunFolder.of(config, dataset_manifest(open_split(config, "train"), open_split(config, "val")))
-    if not (folder.done.is_file() and folder.notebook.is_file()):
-        run_notebook("10_train", config.as_parameters(), folder.notebook)
+    if not (folder.finished() and folder.notebook.is_file()):
+        with folder.lock(name="OWNER"):
+            run_notebook("10_train", placed(config), folder.notebook)
     return folder.path
+
+
+def placed(config: RunConfig) -> dict[str, Any]:
+    """The parameters of ``10_train``, its places found from wherever a kernel stands."""
+    own = {name: str(resolve(value)) for name in (*PLACES, "initial") if (value := vars(config)[name])}
+    return {**config.as_parameters(), **own}
+
+
+def _seen(path: str | Path) -> str:
+    """A path as a kernel in the notebooks' folder finds it, also if one stands outside the project."""
+    return str(path if resolve("notebooks") == notebooks_folder() else resolve(path))
 
 
 def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
     """Execute the figure notebooks (those whose name starts with ``only``) on a registry; what became of each.
     Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run", and what
-    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares."""
-    outcomes = {}
-    for source in sorted(notebooks_folder().glob(f"{only or '3'}*.ipynb")):
-        name, known = source.stem, papermill.inspect_notebook(source)
-        given = {"results": str(results), **{key: value for key, value in parameters.items() if key in known}}
+    was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.
+    Errors: ``ConfigError`` for a parameter that none declares, or no such notebook."""
+    outcomes, every = {}, sorted(notebooks_folder().glob("3*.ipynb"))
+    declared = {path: papermill.inspect_notebook(path) for path in every if path.stem.startswith(only)}
+    if not declared:
+        names = ", ".join(path.stem for path in every)
+        raise ConfigError(f"--only {only}: no notebook of figures begins so; there are {names}")
+    known = sorted({*chain(*declared.values())} - {"results"})
+    if unknown := [name for name in parameters if name not in known]:
+        raise unknown_name(unknown[0], known)
+    read_registry(results)  # before any work
+    for source, known in declared.items():
+        name = source.stem
+        given = {key: _seen(value) if key in PLACES else value for key, value in parameters.items() if key in known}
+        given["results"] = _seen(results)
         with TemporaryDirectory() as folder:
             try:
                 run_notebook(name, given, Path(folder) / "out.ipynb")
@@ -119,7 +148,7 @@ def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict
 
 def write_report(results: list[str | Path], html: Path) -> None:
     """``40_report`` over one or more registries with their figures, as one HTML file that loads nothing."""
-    given = {"results": [str(path) for path in results], "folder": str(html.parent)}
+    given = {"results": [_seen(path) for path in results], "folder": str(html.parent)}
     tags = Config(TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ("parameters", "injected-parameters")})
     with TemporaryDirectory() as folder:
         run_notebook("40_report", given, Path(folder) / "report.ipynb")

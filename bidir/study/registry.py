@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bidir.atomic import write_bytes, write_text
-from bidir.config import FIELDS, MACHINE_FIELDS, resolve, with_older
+from bidir.atomic import remove_drafts, write_bytes, write_text
+from bidir.config import FIELDS, MACHINE_FIELDS, ConfigError, resolve, with_older
 from bidir.run.folder import RunFolder
 from bidir.study.parameters import meaning
 
@@ -48,12 +48,13 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
     Folders of runs that have not started are left out."""
     runs, parts = [], {name: [] for name in ("per_class", "per_step", "per_image")}
     for folder in map(RunFolder, paths):
-        facts, reason = folder.facts(), folder.reason()
-        state = "done" if folder.done.is_file() else "failed" if reason else "interrupted"
-        if facts or reason:  # without facts it failed before its first iteration
+        reason, state = folder.reason(), folder.state()
+        state = state if state in ("done", "failed") else "interrupted"
+        facts = {} if reason.startswith("damaged: ") else folder.facts()
+        if facts or reason:  # without facts it failed before its first iteration, or is damaged
             older = with_older(facts["config"]) if facts else {}
             settings = {name: older[name] for name in SETTINGS if facts}
-            row = {"run_id": folder.run_id, "revision": 0, **facts, **settings, "state": state, "reason": reason,
+            row = {"revision": 0, **facts, **settings, "run_id": folder.run_id, "state": state, "reason": reason,
                    "torch": facts.get("versions", {}).get("torch"), "classes_all": facts.get("classes"),
                    "config": json.dumps(settings) if facts else None}  # fmt: skip
             runs.append({name: _plain(row.get(name)) for name in SCHEMA["runs"]})
@@ -68,6 +69,7 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
 
 def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
     """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
+    remove_drafts(resolve(out), age=3600)
     counts = {"runs": tables["runs"].astype(dict.fromkeys(WHOLE, "Int64"))}  # also where an unfinished run has none
     for name, table in {**tables, **counts}.items():
         write_bytes(resolve(out) / f"{name}.parquet", table.to_parquet(index=False))
@@ -79,15 +81,32 @@ def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
     write_text(resolve(out) / "SCHEMA.md", "# Tables of this registry\n\n" + "\n".join(lines))
 
 
+def finished_runs(path: str | Path) -> tuple[set[str], str]:
+    """The finished runs that a registry names, also where its writing was cut short, and the first of its files that
+    is missing or cannot be read; "" if all are whole."""
+    done, lost = set(), ""
+    for name in SCHEMA:
+        try:
+            table = pd.read_parquet(resolve(path) / f"{name}.parquet")
+            done |= set((table.query("state == 'done'") if "state" in table else table)["run_id"])
+        except (OSError, ValueError, KeyError):
+            lost = lost or f"{name}.parquet"
+    return done, lost
+
+
 def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
     """The tables in ``path``. Errors: ``FileNotFoundError`` that says how to make them."""
     files = {name: resolve(path) / f"{name}.parquet" for name in SCHEMA}
     if missing := [file.name for file in files.values() if not file.is_file()]:
         raise FileNotFoundError(f"{path}: no {missing[0]}; `bidir sweep GRID --out {path}` writes it")
-    tables = {name: pd.read_parquet(file) for name, file in files.items()}
+    try:
+        tables = {name: pd.read_parquet(file) for name, file in files.items()}
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({error}); `bidir sweep GRID --out {path}` writes it again") from error
+    runs = tables["runs"]
+    older = [with_older(json.loads(text) if isinstance(text, str) else {}) for text in runs["config"]]  # NaN: none
     for name in ("per_class", "per_image"):  # older code scored nothing else
         tables[name] = tables[name].assign(part=tables[name].get("part", "val"))
-    runs, older = tables["runs"], [with_older(json.loads(text) if text else {}) for text in tables["runs"]["config"]]
     lacking = {name: [_plain(row[name]) for row in older] for name in SETTINGS if name not in runs}
     tables["runs"] = runs.assign(**lacking, **({} if "revision" in runs else {"revision": 0}))  # older code wrote none
     return tables

@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +21,11 @@ from bidir.study.grid import read_yaml
 from bidir.study.notebooks import NotebookError, run_notebook
 
 STOPPED = "stopped"
+PATIENCE = 2.0  # seconds to wait for a run that another process is at, before the others have their turn
 
 
 def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> str:
-    """One run by papermill, in the process that calls; returns why it failed, or "".
+    """One run by papermill, in the process that calls; returns why it failed, or "", or ``BUSY``: it is another's.
     ``values``: all parameters of ``10_train``; ``path``: the run's folder. The run ends when the file ``stop`` appears
     or its parent process is gone; it resumes from its checkpoint. A finished one without its notebook gets that."""
     if threads:
@@ -32,19 +34,24 @@ def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> s
     ended = lambda: Path(stop).exists() or os.getppid() != parent  # noqa: E731
     if ended():
         return STOPPED
-    reason = ""
     try:
-        folder.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.output, "a") as output:
-            run_notebook("10_train", values, folder.notebook, output, ended)
-    except NotebookError as error:
-        reason = STOPPED if ended() else str(error)
-    except OSError as error:  # a full disk, say: the batch's own report still tells
-        reason = str(error)
-    if reason and reason != STOPPED and BUSY not in reason and not folder.done.is_file():
-        with suppress(OSError):
-            write_text(folder.failed, reason + "\n")
-    return reason
+        with folder.lock(PATIENCE, "OWNER"):
+            with folder.lock(PATIENCE):
+                pass  # nobody trains it without a batch
+            try:
+                if not (folder.finished() and folder.notebook.is_file()):  # by another, meanwhile
+                    with open(folder.output, "a") as output:
+                        run_notebook("10_train", values, folder.notebook, output, ended)
+                return ""
+            except (NotebookError, OSError) as error:  # OSError: a full disk, say
+                reason = STOPPED if ended() else BUSY if BUSY in str(error) else str(error)
+            if reason not in (STOPPED, BUSY) and not folder.finished():
+                write_text(folder.failed, reason + "\n")
+            return reason
+    except BlockingIOError:
+        return BUSY
+    except OSError as error:  # the batch's own report still tells
+        return str(error)
 
 
 class Slot:
@@ -117,31 +124,49 @@ def local_slots(count: int) -> Iterator[tuple[Executor, list[Any]]]:
 def dask_cluster(path: str | Path) -> Iterator[tuple[Executor, list[Any]]]:
     """The same on a Dask cluster, from a YAML file; workers need this project and the same file system.
     Either ``address`` of a scheduler, or ``cluster: slurm | pbs`` with ``jobs`` and the ``options`` of dask-jobqueue's
-    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use."""
+    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use.
+    ``security``: arguments of Dask's ``Security`` (TLS); ``patience``: seconds until the first worker must be there.
+    Errors: ``ConfigError``, also if none comes."""
     if not find_spec("distributed"):
         raise ConfigError("a cluster needs Dask, which is not installed: pip install 'bidir[cluster]'")
-    from distributed import Client
+    from distributed import Client, Security
 
     path = resolve(path)
-    settings = read_yaml(path, {"address", "cluster", "jobs", "options", "threads"})
+    settings = read_yaml(path, {"address", "cluster", "jobs", "options", "threads", "security", "patience"})
     if ("address" in settings) == ("cluster" in settings):
         raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
-    with closing(job_cluster(settings)) if "cluster" in settings else nullcontext(settings["address"]) as scheduler:
+    try:
+        security = Security(**settings["security"]) if "security" in settings else None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name}: security = {settings['security']!r}: {error}") from error
+    jobs = closing(job_cluster(settings, security)) if "cluster" in settings else nullcontext(settings["address"])
+    with jobs as scheduler:
         try:
-            client = Client(scheduler, timeout=20, set_as_default=False)
-        except OSError as error:
+            client = Client(scheduler, timeout=20, set_as_default=False, security=security)
+        except (OSError, TypeError, ValueError) as error:  # TypeError: an address of TLS without certificates
             raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
         with client:
+            patience = settings.get("patience", 300 if "address" in settings else 86_400)  # jobs queue for hours
+            try:
+                client.wait_for_workers(1, patience)
+            except TimeoutError as error:
+                fix = "start dask worker, or set a longer patience"
+                raise ConfigError(f"{path.name}: no worker came to the scheduler in {patience} s; {fix}") from error
             yield client.get_executor(pure=False), [partial(execute, threads=settings.get("threads", 0))]
 
 
-def job_cluster(settings: dict[str, Any]) -> Any:
-    """A dask-jobqueue cluster of ``jobs`` jobs. Errors: ``ConfigError`` for an unknown kind."""
+def job_cluster(settings: dict[str, Any], security: Any = None) -> Any:
+    """A dask-jobqueue cluster of ``jobs`` jobs; its dashboard listens where its scheduler does.
+    Errors: ``ConfigError`` for an unknown kind."""
+    handler = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
+    signal.signal(signal.SIGINT, handler)  # importing it takes Ctrl-C away
     kinds = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}
     if settings["cluster"] not in kinds:
         raise ConfigError(f"cluster = {settings['cluster']!r}: choose one of {', '.join(kinds)}")
-    cluster = kinds[settings["cluster"]](**settings.get("options", {}))
+    options = {"security": security, **settings.get("options", {})}
+    options["scheduler_options"] = {"dashboard_address": None, **options.get("scheduler_options", {})}
+    cluster = kinds[settings["cluster"]](**options)
     cluster.scale(jobs=settings.get("jobs", 1))
     return cluster

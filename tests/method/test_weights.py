@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from bidir.config import WeightsError
 from bidir.method.encoders import make_encoder
 from bidir.method.mix_transformer import VARIANTS, MixTransformer
+from bidir.method.network import DualBranchNetwork
 from bidir.method.weights import load_mix_transformer, load_tensors, mix_transformer_state
 
 
@@ -70,3 +71,26 @@ def test_weights_with_a_pickle_payload_are_refused(tmp_path):
     for name, message in cases.items():
         with pytest.raises(WeightsError, match=message):
             load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("wrapping", [["model"], ["state_dict"], ["model", "state_dict"], ["model_state_dict"], []])
+@pytest.mark.parametrize("prefix", ["backbone.", "module.", "encoder.", "module.backbone.", "model.encoder.", ""])
+def test_weights_load_out_of_what_other_programs_wrap_them_in(tmp_path, quick, original_names, wrapping, prefix):
+    """A whole model's file: the encoder below a prefix, a head beside it."""
+    wanted = MixTransformer(*VARIANTS["mit_b0"]).state_dict()
+    content = {f"{prefix}{name}": value for name, value in original_names(wanted).items()}
+    content[f"{prefix.partition('.')[0]}.decode_head.weight" if "." in prefix else "head.weight"] = torch.zeros(3)
+    for key in reversed(wrapping):
+        content = {key: content, "epoch": 3}
+    torch.save(content, tmp_path / "w.pth")
+    encoder = make_encoder(quick.replace(encoder="mit_b0", encoder_weights=str(tmp_path / "w.pth")))
+    assert all(torch.equal(wanted[name], value) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "mit_b0"])
+def test_a_checkpoint_of_ours_gives_its_encoder(tmp_path, quick, encoder):
+    config = quick.replace(encoder=encoder, encoder_weights="random")
+    network = DualBranchNetwork(config, 4)
+    torch.save({"model": network.state_dict(), "step": 3, "classes": []}, tmp_path / "checkpoint.pt")
+    loaded = make_encoder(config.replace(encoder_weights=str(tmp_path / "checkpoint.pt")))
+    assert all(torch.equal(network.encoder.state_dict()[name], value) for name, value in loaded.state_dict().items())

@@ -203,3 +203,20 @@ def test_dask_over_tcp_survives_a_killed_worker(tmp_path, folders, write_grid, s
     for job in jobs:
         steps = [row["step"] for row in job.folder.rows() if row["kind"] == "train"]
         assert steps == list(range(1, 41))  # nothing lost, nothing done twice
+
+
+def test_two_sweeps_of_one_grid_share_its_runs(tmp_path, folders, write_grid, small):
+    """Each run is executed once, by one of them; neither tells of a failure."""
+    cases = [{"supervision": "none"}, {"supervision": "c2s"}]
+    grid = write_grid(tmp_path / "g.yaml", {"preset": "quick", "fixed": small, "grids": {"a": {"cases": cases}}})
+    jobs = read_grid(grid, **folders)
+    sweeps = [subprocess.Popen(command(grid, folders, "--slots", "1"), stdout=subprocess.PIPE, text=True)
+              for _ in range(2)]  # fmt: skip
+    reports = [sweep.communicate(timeout=500)[0] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], reports
+    assert all("2 done" in report and "failed" not in report for report in reports)
+    assert plan(jobs)["state"].tolist() == ["done"] * 2
+    for job in jobs:
+        assert job.folder.facts()["resumed_at"] == 0
+        assert [row["step"] for row in job.folder.rows() if row["kind"] == "train"] == list(range(1, 41))
+        assert not list(job.folder.path.glob("*failed*"))

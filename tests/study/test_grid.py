@@ -3,9 +3,13 @@
 import os
 import re
 
+import pandas as pd
 import pytest
 
 from bidir.config import ConfigError
+from bidir.data.open import dataset_manifest, open_split
+from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS
+from bidir.run.folder import Scores
 from bidir.study.grid import check, plan, progress_table, read_grid
 
 
@@ -84,12 +88,16 @@ def test_a_batch_is_watched_by_a_row_per_run(tmp_path, folders, write_grid, smal
     content = {"preset": "quick", "fixed": small, "grids": {"a": {"cases": cases}, "again": {"cases": cases[:1]}}}
     jobs = read_grid(write_grid(tmp_path / "grid.yaml", content), **folders)
     done, running, failed, _ = (job.folder for job in jobs[:4])
-    for folder, facts in ((done, {"seconds": 61, "results": {"raw/branch_s": 0.5432}}), (running, {"seconds": 90})):
-        folder.update(facts)
-        folder.log({"step": 30, "kind": "train", "loss": 0.25})
+    running.update({"seconds": 90})
+    running.log({"step": 30, "kind": "train", "loss": 0.25})
+    manifest = dataset_manifest(*(open_split(jobs[0].config, part) for part in ("train", "val")))
+    done.start(jobs[0].config, manifest, ("background", "lion"), {"hardware": "CPU", "threads": 1}, 0, [])
+    done.log({"step": 40, "kind": "train", "loss": 0.25})
+    nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
+    done.finish(nothing, {"seconds": 61, "results": {"raw/branch_s": 0.5432}})
+    done.checkpoint.touch()
     os.utime(running.provenance, (1000, 1000))
     os.utime(running.metrics, (1060, 1060))
-    done.done.touch()
     failed.path.mkdir()
     failed.failed.write_text("no memory\n")
     with running.lock():
@@ -100,4 +108,4 @@ def test_a_batch_is_watched_by_a_row_per_run(tmp_path, folders, write_grid, smal
         assert progress_table(jobs)["last"].iloc[0] == "Branch-S 40.0 %"
     assert table["state"].tolist() == ["running", "failed", "waiting", "done"]  # a run of two grids once
     assert table["last"].iloc[1] == "no memory"
-    assert table.iloc[3].tolist() == ["done", "30 of 40", "took 01:01", "Branch-S 54.3 %", done.run_id]
+    assert table.iloc[3].tolist() == ["done", "40 of 40", "took 01:01", "Branch-S 54.3 %", done.run_id]

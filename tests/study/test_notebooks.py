@@ -9,9 +9,17 @@ import pandas as pd
 import pytest
 import yaml
 
+from bidir.cli import main
 from bidir.config import ConfigError
 from bidir.study.grid import read_grid
-from bidir.study.notebooks import NotebookError, make_figures, run_notebook, run_training, write_report
+from bidir.study.notebooks import (
+    NotebookError,
+    make_figures,
+    notebooks_folder,
+    run_notebook,
+    run_training,
+    write_report,
+)
 from bidir.study.registry import read_registry, write_registry
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of papermill
@@ -81,6 +89,41 @@ def test_a_finished_run_is_not_executed_again(batch, full_method):
 def test_wrong_parameters_stop_before_papermill(workspace):
     with pytest.raises(ConfigError, match="learning_rate = '1e-4'"):
         run_training({"learning_rate": "1e-4"}, "quick")
+
+
+def test_a_users_own_kernel_takes_no_part(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "mine", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    run_notebook("21_watch_runs", {"parameters": {"runs_dir": str(tmp_path)}}, tmp_path / "out.ipynb")
+    assert (tmp_path / "out.ipynb").is_file()
+
+
+def test_without_the_projects_notebooks_nothing_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()  # a user's own
+    assert (notebooks_folder() / "10_train.ipynb").is_file()
+    monkeypatch.setattr("bidir.study.notebooks.__file__", str(tmp_path / "site-packages" / "bidir" / "a" / "b.py"))
+    for work in (lambda: run_training({}, "quick"), lambda: make_figures("out"), lambda: write_report([], tmp_path)):
+        with pytest.raises(ConfigError, match="start in the project's folder"):
+            work()
+    monkeypatch.setattr("sys.argv", ["bidir", "sweep", "grid.yaml"])
+    with pytest.raises(SystemExit, match="start in the project's folder"):
+        main()
+    assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
+
+
+@pytest.mark.parametrize(
+    ("only", "parameters", "message"),
+    [("99", {}, "--only 99: no notebook of figures begins so; there are 30_first_look"),
+     ("10", {}, "--only 10: no notebook"), ("", {"colour": "red"}, "no parameter is called 'colour'"),
+     ("31", {"sead": 1}, "did you mean 'seed'"), ("", {"results": "x"}, "no parameter is called 'results'")],
+)  # fmt: skip
+def test_figures_that_are_none_are_an_error(tmp_path, only, parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        make_figures(tmp_path, only, **parameters)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 import csv
 import json
+import os
 import shutil
 
 import pandas as pd
 import pytest
 
 from bidir.config import ConfigError
+from bidir.run.folder import RunFolder
 from bidir.run.training import fit
 from bidir.study.batch import write_tables
-from bidir.study.grid import read_grid
+from bidir.study.grid import plan, read_grid
 from bidir.study.registry import SCHEMA, collect, grid_scores, read_registry
 
 
@@ -63,7 +65,7 @@ def test_the_registry_is_rebuilt_from_folders_that_are_not_finished_too(batch, t
     path = tmp_path / "half"
     path.mkdir()
     facts = json.loads((batch[2][0].folder.path / "run.json").read_text())
-    (path / "run.json").write_text(json.dumps({**facts, "run_id": "half"}))
+    (path / "run.json").write_text(json.dumps({**facts, "run_id": "half", "revision": 0}))
     (path / "FAILED").write_text("the reason\n")
     tables = collect([path, tmp_path / "nothing"])
     assert tables["runs"][["run_id", "state", "reason"]].to_numpy().tolist() == [["half", "failed", "the reason"]]
@@ -94,3 +96,158 @@ def test_finished_runs_stay_in_a_registry_when_their_folders_are_gone(batch, tmp
         write_tables(others, copy)
     write_tables(others, tmp_path / "others")
     assert read_registry(tmp_path / "others")["runs"].empty
+
+
+def replace(path, content):
+    """The file anew: its fellow in the whole run is the same one on disk."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def edited(name, change):
+    return lambda run: replace(run / name, change((run / name).read_bytes()))
+
+
+def lost(name):
+    return lambda run: (run / name).unlink()
+
+
+def other_facts(**changes):
+    return edited("run.json", lambda old: json.dumps({**json.loads(old), **changes}).encode())
+
+
+def other_settings(**changes):
+    def change(old):
+        facts = json.loads(old)
+        return json.dumps({**facts, "config": {**facts["config"], **changes}}).encode()
+
+    return edited("run.json", change)
+
+
+def as_folder(name):
+    return lambda run: ((run / name).unlink(), (run / name).mkdir())
+
+
+def instead(make):
+    return lambda run: (shutil.rmtree(run), make(run))
+
+
+def unfinished(damage):
+    return lambda run: (damage(run), (run / "DONE").unlink())
+
+
+DAMAGES = {  # of a finished run: what is done to its folder, and the file that the reason names
+    "facts lost": (lost("run.json"), "run.json"),
+    "facts empty": (edited("run.json", lambda old: b""), "run.json"),
+    "facts cut": (edited("run.json", lambda old: old[:200]), "run.json"),
+    "facts binary": (edited("run.json", lambda old: bytes(range(256))), "run.json"),
+    "facts a list": (edited("run.json", lambda old: b"[1, 2]"), "run.json"),
+    "facts a number": (edited("run.json", lambda old: b"3"), "run.json"),
+    "facts a folder": (as_folder("run.json"), "run.json"),
+    "facts without settings": (edited("run.json", lambda old: b'{"seconds": 3}'), "run.json"),
+    "settings a list": (other_facts(config=[1]), "run.json"),
+    "a setting of another type": (other_settings(iterations="many"), "run.json"),
+    "a setting out of bounds": (other_settings(batch_size=0), "run.json"),
+    "an unknown setting": (other_settings(lambda_9=1), "run.json"),
+    "settings of another run": (other_settings(lambda_c2s=0.1), "run.json"),
+    "seconds a word": (other_facts(seconds="long"), "run.json"),
+    "results a list": (other_facts(results=[0.5]), "run.json"),
+    "rows lost": (lost("metrics.jsonl"), "metrics.jsonl"),
+    "rows empty": (edited("metrics.jsonl", lambda old: b""), "metrics.jsonl"),
+    "rows cut": (edited("metrics.jsonl", lambda old: old[: len(old) // 2]), "metrics.jsonl"),
+    "a row binary": (edited("metrics.jsonl", lambda old: b"\xff\x00\n" + old), "metrics.jsonl"),
+    "a row a list": (edited("metrics.jsonl", lambda old: b"[1]\n" + old), "metrics.jsonl"),
+    "a row twice": (edited("metrics.jsonl", lambda old: old.splitlines(True)[0] + old), "metrics.jsonl"),
+    "scores lost": (lost("per_class.csv"), "per_class.csv"),
+    "scores empty": (edited("per_class.csv", lambda old: b""), "per_class.csv"),
+    "scores cut": (edited("per_class.csv", lambda old: old[: len(old) // 2]), "per_class.csv"),
+    "scores cut at a line": (edited("per_class.csv", lambda old: b"".join(old.splitlines(True)[:9])), "per_class.csv"),
+    "scores binary": (edited("per_class.csv", lambda old: bytes(range(256)) * 9), "per_class.csv"),
+    "scores without a column": (edited("per_class.csv", lambda old: old.replace(b"iou", b"u")), "per_class.csv"),
+    "a score a word": (edited("per_class.csv", lambda old: old.replace(b"0.", b"x.", 1)), "per_class.csv"),
+    "another score": (edited("per_class.csv", lambda old: old.replace(b"0.0", b"0.9", 1)), "per_class.csv"),
+    "pixels lost": (lost("per_image.csv"), "per_image.csv"),
+    "pixels a folder": (as_folder("per_image.csv"), "per_image.csv"),
+    "pixels cut": (edited("per_image.csv", lambda old: old[:-20]), "per_image.csv"),
+    "DONE binary": (edited("DONE", lambda old: b"\xff\xfe"), "DONE"),
+    "DONE cut": (edited("DONE", lambda old: old[:30]), "DONE"),
+    "DONE alone": (instead(lambda run: (run.mkdir(), (run / "DONE").touch())), "run.json"),
+    "a file for the folder": (instead(lambda run: run.write_text("")), ""),
+    "a link to nowhere": (instead(lambda run: run.symlink_to("nowhere")), ""),
+    "a link to itself": (instead(lambda run: run.symlink_to(run.name)), ""),
+    "unfinished, facts cut": (unfinished(edited("run.json", lambda old: old[:200])), "run.json"),
+    "unfinished, threads a word": (unfinished(other_facts(threads="few")), "run.json"),
+    "unfinished, hardware a number": (unfinished(other_facts(hardware=5)), "run.json"),
+}
+
+
+@pytest.fixture
+def two(batch, tmp_path):
+    """Two finished runs in a folder of their own: the jobs of one grid, the paths of the runs."""
+    grid, folders, jobs, _ = batch
+    for job in jobs[:2]:
+        shutil.copytree(job.folder.path, tmp_path / "runs" / job.folder.run_id, copy_function=os.link)
+    mine = read_grid(grid, **{**folders, "runs_dir": str(tmp_path / "runs")})[:2]
+    return mine, *(job.folder.path for job in mine)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_one_row_with_its_reason_and_all_others_go_on(two, tmp_path, name):
+    jobs, run, whole = two
+    damage, file = DAMAGES[name]
+    damage(run)
+    table = plan(jobs).set_index("run_id")
+    assert table["state"].to_dict() == {run.name: "failed", whole.name: "done"}
+    assert str(run / file) in table["reason"][run.name]
+    write_tables(jobs, tmp_path / "out")
+    tables = read_registry(tmp_path / "out")
+    assert tables["runs"].set_index("run_id")["state"].to_dict() == {run.name: "failed", whole.name: "done"}
+    assert str(run / file) in tables["runs"].set_index("run_id")["reason"][run.name]
+    for name in ("per_class", "per_step", "per_image"):
+        assert set(tables[name]["run_id"]) == {whole.name}
+
+
+@pytest.mark.parametrize("name", ["scores lost", "facts cut", "rows lost", "DONE binary", "another score"])
+def test_a_damaged_run_is_mended_from_its_checkpoint(two, batch, name):
+    jobs, run, _ = two
+    DAMAGES[name][0](run)
+    assert not RunFolder(run).finished()
+    fit(jobs[0].config, progress=False)
+    assert RunFolder(run).state() == "done"
+    for file in ("per_class.csv", "per_image.csv", "metrics.jsonl"):
+        assert (run / file).read_bytes() == (batch[2][0].folder.path / file).read_bytes()
+
+
+def test_a_finished_run_without_its_checkpoint_says_so_and_its_numbers_count(two):
+    jobs, run, _ = two
+    (run / "checkpoint.pt").unlink()
+    table = plan(jobs).set_index("run_id")
+    assert table["state"][run.name] == "done"
+    assert table["reason"][run.name] == f"{run / 'checkpoint.pt'} is gone; its numbers are whole"
+
+
+@pytest.mark.parametrize("kept", [["runs"], ["runs", "per_class"], ["per_step"], []])
+@pytest.mark.parametrize("rest", ["missing", "empty", "cut"])
+def test_a_registry_whose_writing_was_cut_short_is_written_again(two, tmp_path, kept, rest):
+    jobs, run, _ = two
+    out = tmp_path / "out"
+    write_tables(jobs, out)
+    wanted = read_registry(out)
+    for path in out.iterdir():
+        if path.stem in kept:
+            continue
+        content = path.read_bytes()
+        path.unlink()
+        if rest != "missing":
+            path.write_bytes(content[: len(content) // 2] if rest == "cut" else b"")
+    if kept or rest != "missing":
+        with pytest.raises((ConfigError, FileNotFoundError), match="bidir sweep GRID --out"):
+            read_registry(out)
+    write_tables(jobs, out)
+    for name, table in read_registry(out).items():
+        pd.testing.assert_frame_equal(table, wanted[name])
+    if kept:  # and never at the price of a run
+        (out / "per_image.parquet").unlink()
+        shutil.rmtree(run)
+        with pytest.raises(ConfigError, match=rf"per_image.parquet is missing or damaged.*{run.name}"):
+            write_tables(jobs, out)
