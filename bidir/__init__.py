@@ -16,7 +16,7 @@ _PLACES = {
     "study.grid": "check check_settings plan progress_table read_cluster read_grid",
     "study.registry": "read_registry",
     "study.batch": "run_batch run_study write_tables",
-    "study.notebooks": "make_figures run_training write_report",
+    "study.notebooks": "make_figures notebooks_folder run_training write_report",
     "study.claims": "write_claims", "study.cost": "cost forecast",
 }  # fmt: skip
 _WHERE = {name: module for module, names in _PLACES.items() for name in names.split()}

@@ -80,12 +80,10 @@ def sweep(
     parameter: Pairs = None,
 ) -> None:
     """A batch of runs from a grid file; goes on where an earlier call stopped."""
-    from bidir.study.notebooks import notebooks_folder
-
     _stop_cleanly()
     if cluster:
         bidir.read_cluster(cluster)
-    notebooks_folder()
+    bidir.notebooks_folder()
     jobs = bidir.read_grid(grid, **parse_parameters(parameter))
     if dry_run:
         bidir.check(jobs)

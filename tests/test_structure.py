@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "bidir").rglob("*.py"))
 # imports go to the left
 ROOMS = "config/checked/presets/atomic/progress -> method -> data -> run -> study, apply, teach -> cli"
 # most lines, of what trains and evaluates a run (without data/make), and of the whole package
-CORE, ALL = 3000, 5900
+CORE, ALL = 3700, 7100
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -116,7 +116,7 @@ def _seen(path: str | Path) -> str:
     return str(path if resolve("notebooks") == notebooks_folder() else resolve(path))
 
 
-def make_figures(results: str | Path, only: str = "", **parameters: Any) -> dict[str, str]:
+def make_figures(results: str | Path, only: str = "", /, **parameters: Any) -> dict[str, str]:
     """Execute the figure notebooks (those whose name starts with ``only``) on a registry; what became of each.
     Figures and tables are written into the registry's folder. A figure whose runs are lacking is "not run", and what
     was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.

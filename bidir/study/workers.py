@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from bidir.atomic import write_text
-from bidir.config import ConfigError, resolve
+from bidir.config import ConfigError
 from bidir.run.folder import BUSY, RunFolder
-from bidir.study.grid import read_yaml
+from bidir.study.grid import Cluster, read_cluster
 from bidir.study.notebooks import NotebookError, run_notebook
 
 STOPPED = "stopped"
@@ -123,50 +123,42 @@ def local_slots(count: int) -> Iterator[tuple[Executor, list[Any]]]:
 @contextmanager
 def dask_cluster(path: str | Path) -> Iterator[tuple[Executor, list[Any]]]:
     """The same on a Dask cluster, from a YAML file; workers need this project and the same file system.
-    Either ``address`` of a scheduler, or ``cluster: slurm | pbs`` with ``jobs`` and the ``options`` of dask-jobqueue's
-    cluster class. Each worker takes one run per thread, so give it one thread; ``threads`` is what a run may use.
-    ``security``: arguments of Dask's ``Security`` (TLS); ``patience``: seconds until the first worker must be there.
-    Errors: ``ConfigError``, also if none comes."""
+    As ``Cluster`` says; each worker takes one run per thread, so give it one thread.
+    Errors: ``ConfigError``, also if no worker comes."""
     if not find_spec("distributed"):
         raise ConfigError("a cluster needs Dask, which is not installed: pip install 'bidir[cluster]'")
     from distributed import Client, Security
 
-    path = resolve(path)
-    settings = read_yaml(path, {"address", "cluster", "jobs", "options", "threads", "security", "patience"})
-    if ("address" in settings) == ("cluster" in settings):
-        raise ConfigError(f"{path.name}: give either address (a scheduler) or cluster (slurm | pbs)")
+    settings = read_cluster(path)
     try:
-        security = Security(**settings["security"]) if "security" in settings else None
+        security = Security(**settings.security) if settings.security else None
+        jobs = closing(job_cluster(settings, security)) if settings.cluster else nullcontext(settings.address)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path.name}: security = {settings['security']!r}: {error}") from error
-    jobs = closing(job_cluster(settings, security)) if "cluster" in settings else nullcontext(settings["address"])
+        raise ConfigError(f"{path}: {settings.security or settings.options}: {error}") from error
+    patience = settings.patience or (86_400 if settings.cluster else 300)
     with jobs as scheduler:
+        if settings.cluster:
+            scheduler.scale(jobs=settings.jobs)
         try:
             client = Client(scheduler, timeout=20, set_as_default=False, security=security)
         except (OSError, TypeError, ValueError) as error:  # TypeError: an address of TLS without certificates
-            raise ConfigError(f"{path.name}: no Dask scheduler at {settings.get('address')!r} ({error})") from error
+            raise ConfigError(f"{path}: no Dask scheduler at {settings.address!r} ({error})") from error
         with client:
-            patience = settings.get("patience", 300 if "address" in settings else 86_400)  # jobs queue for hours
             try:
                 client.wait_for_workers(1, patience)
             except TimeoutError as error:
-                fix = "start dask worker, or set a longer patience"
-                raise ConfigError(f"{path.name}: no worker came to the scheduler in {patience} s; {fix}") from error
-            yield client.get_executor(pure=False), [partial(execute, threads=settings.get("threads", 0))]
+                none = f"no worker came to the scheduler in {patience} s"
+                raise ConfigError(f"{path}: {none}; start dask worker, or set a longer patience") from error
+            yield client.get_executor(pure=False), [partial(execute, threads=settings.threads)]
 
 
-def job_cluster(settings: dict[str, Any], security: Any = None) -> Any:
-    """A dask-jobqueue cluster of ``jobs`` jobs; its dashboard listens where its scheduler does.
-    Errors: ``ConfigError`` for an unknown kind."""
+def job_cluster(settings: Cluster, security: Any = None) -> Any:
+    """A dask-jobqueue cluster, without jobs so far; its dashboard listens where its scheduler does."""
     handler = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
     signal.signal(signal.SIGINT, handler)  # importing it takes Ctrl-C away
     kinds = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}
-    if settings["cluster"] not in kinds:
-        raise ConfigError(f"cluster = {settings['cluster']!r}: choose one of {', '.join(kinds)}")
-    options = {"security": security, **settings.get("options", {})}
+    options = {"security": security, **settings.options}
     options["scheduler_options"] = {"dashboard_address": None, **options.get("scheduler_options", {})}
-    cluster = kinds[settings["cluster"]](**options)
-    cluster.scale(jobs=settings.get("jobs", 1))
-    return cluster
+    return kinds[settings.cluster](**options)

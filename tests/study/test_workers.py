@@ -11,7 +11,7 @@ import pytest
 from bidir.config import ConfigError
 from bidir.run.folder import BUSY, RunFolder
 from bidir.study.batch import run_batch
-from bidir.study.grid import read_grid
+from bidir.study.grid import Cluster, read_grid
 from bidir.study.workers import STOPPED, dask_cluster, execute, job_cluster, local_slots
 
 
@@ -58,7 +58,7 @@ def test_a_wrong_cluster_file_is_one_clear_error(tmp_path, folders, write_grid, 
 def test_job_script_of_a_queueing_system(kind, directive):
     """dask-jobqueue's own script, made from our settings; nothing is submitted."""
     options = {"cores": 1, "memory": "16GB", "walltime": "04:00:00", "scheduler_options": {"dashboard_address": None}}
-    cluster = job_cluster({"cluster": kind, "jobs": 0, "options": options})
+    cluster = job_cluster(Cluster(cluster=kind, options=options))
     try:
         assert directive in cluster.job_script()
     finally:
@@ -87,9 +87,10 @@ def test_asking_for_jobs_leaves_ctrl_c_as_it_was():
     """In a process of its own: dask-jobqueue takes it away when it is first imported."""
     code = """
 import signal
+from bidir.study.grid import Cluster
 from bidir.study.workers import job_cluster
 signal.signal(signal.SIGINT, signal.default_int_handler)
-job_cluster({"cluster": "slurm", "jobs": 0, "options": {"cores": 1, "memory": "1GB", "interface": "lo"}}).close()
+job_cluster(Cluster(cluster="slurm", options={"cores": 1, "memory": "1GB", "interface": "lo"})).close()
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -104,7 +105,7 @@ def test_scheduler_and_dashboard_listen_where_they_are_asked_to_and_with_tls(tmp
              for kind, file in (("cert", cert), ("key", key))}  # fmt: skip
     security = pytest.importorskip("distributed").Security(tls_ca_file=cert, require_encryption=True, **files)
     options = {"cores": 1, "memory": "1GB", "interface": "lo"}
-    cluster = job_cluster({"cluster": "slurm", "jobs": 0, "options": options}, security)
+    cluster = job_cluster(Cluster(cluster="slurm", options=options), security)
     try:
         assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
         sockets = cluster.scheduler.http_server._sockets.values()
@@ -116,5 +117,5 @@ def test_scheduler_and_dashboard_listen_where_they_are_asked_to_and_with_tls(tmp
 
 def test_wrong_security_is_one_clear_error(tmp_path, write_grid):
     path = write_grid(tmp_path / "c.yaml", {"address": "tls://127.0.0.1:1", "security": {"tls_key": "x"}})
-    with pytest.raises(ConfigError, match=r"c.yaml: security = .*tls_key"), dask_cluster(path):
+    with pytest.raises(ConfigError, match=r"c.yaml: .*tls_key"), dask_cluster(path):
         pass
