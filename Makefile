@@ -14,7 +14,9 @@ test-slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 book: .venv/installed-book ## docs, walkthroughs and figures, executed, as a site: docs/_build/html/docs/index.html
-	OMP_NUM_THREADS=2 $(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build/html
+	mkdir -p docs/_build/source # a copy: its notebooks draw into their results/
+	tar -c --exclude=./.venv --exclude=./.git --exclude=./docs/_build . | tar -x -C docs/_build/source
+	OMP_NUM_THREADS=2 $(BIN)/sphinx-build -q -W --keep-going -c docs docs/_build/source docs/_build/html
 
 test-browser: .venv/installed-dev ## the notebooks in JupyterLab, in the system's Chromium
 	$(BIN)/python -m pytest -m browser

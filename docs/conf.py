@@ -7,7 +7,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 project, author, copyright = "bidir", "the bidir authors", "MIT licence"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-root_doc = "docs/index"  # sources are the project itself, so that notebooks and figures are where they are
+root_doc = "docs/index"  # sources are a copy of the project, so that notebooks and figures are where they are
 include_patterns = ["*.md", "docs/*.md", "notebooks/*.ipynb", "results/README.md", "results/*/[ft]*s/*.md"]
 html_theme, html_title, html_math_renderer = "sphinx_book_theme", "bidir", "mathml"
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_navbar_depth": 1}
