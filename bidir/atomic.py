@@ -1,10 +1,13 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, where they are, and what they hold."""
 
+import hashlib
 import os
 import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from bidir.checked import WeightsError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -38,3 +41,22 @@ def remove_drafts(folder: Path, age: float = 0) -> None:
         with suppress(OSError):
             if time.time() - draft.stat().st_mtime >= age:
                 draft.unlink()
+
+
+def content_digest(path: str | Path) -> str:
+    """Digest of a model to start from: a checkpoint, or what ``export_model`` wrote. Errors: ``WeightsError``."""
+    found = resolve(path)
+    try:
+        files = [found / "model.safetensors", found / "config.json"] if found.is_dir() else [found]
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    except OSError as error:
+        raise WeightsError(
+            f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"
+        ) from error
+
+
+def resolve(path: str | Path) -> Path:
+    """A path as given if absolute, else below the project (the nearest folder with notebooks/ and bidir/)."""
+    here = Path.cwd()
+    roots = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "bidir").is_dir())
+    return next(roots, here) / Path(path).expanduser()

@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
+from bidir.atomic import content_digest
+from bidir.atomic import resolve as resolve
 from bidir.checked import ConfigError, DataError, Names, Scales, Text, WeightsError, at, settings, shown, unknown_name  # noqa: F401
 from bidir.presets import PRESETS
 
@@ -81,7 +82,7 @@ class Network:
 
     encoder: Text = at("tf_efficientnet_lite0", "mit_b0 .. mit_b5, or a timm feature extractor")
     encoder_weights: Text = at("imagenet", "imagenet | random | path of a state dict")
-    initial: Text = at("", "checkpoint.pt or exported folder to start from; heads of other classes are fresh")
+    initial: str = at("", "checkpoint.pt or exported folder to start from; heads of other classes are fresh")
     encoder_norm: Literal["frozen", "trained"] = at("frozen", "frozen as in the paper: learning rate 0")
 
 
@@ -185,8 +186,8 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         starts = {
             "c2s_start": c2s or (made.supervision != "full" and made.lambda_aff > 0),
             "s2c_start": made.supervision in ("s2c", "both") and made.lambda_s2c > 0,
-            "propagation_start": c2s and made.propagation != "par", "warmup_iterations": True,
-        }  # fmt: skip
+            "propagation_start": c2s and made.propagation != "par",
+        }
         late = [name for name, on in starts.items() if on and getattr(made, name) >= made.iterations]
         if late:
             given = ", ".join(f"{name} = {getattr(made, name)}" for name in late)
@@ -213,7 +214,7 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         """The fields that decide what a run computes: all but those of the machine."""
         kept = {name: value for name, value in vars(self).items() if name not in MACHINE_FIELDS}
         kept = {name: value for name, value in kept.items() if name not in ADDED or value != FIELDS[name].default}
-        kept |= {"initial": _content(resolve(self.initial))} if self.initial else {}
+        kept |= {"initial": content_digest(self.initial)} if self.initial else {}
         kept["revision"] = REVISION
         return kept | ({"images_per_pass": self.images_per_pass} if self.images_per_pass else {})  # means over a pass
 
@@ -239,21 +240,3 @@ def with_older(values: dict[str, Any]) -> dict[str, Any]:
     if "teacher_scales" not in values and "seed_scales" in values:
         values = {**values, "teacher_scales": values["seed_scales"], "teacher_flip": True}
     return {**{name: field.default for name, field in FIELDS.items()}, **values}
-
-
-def _content(path: Path) -> str:
-    """Digest of a model to start from: the file, or what ``export_model`` wrote. Errors: ``WeightsError``."""
-    files = [path / "model.safetensors", path / "config.json"] if path.is_dir() else [path]
-    try:
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    except OSError as error:
-        raise WeightsError(
-            f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"
-        ) from error
-
-
-def resolve(path: str | Path) -> Path:
-    """A path as given if absolute, else below the project (the nearest folder with notebooks/ and bidir/)."""
-    here = Path.cwd()
-    roots = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "bidir").is_dir())
-    return next(roots, here) / Path(path).expanduser()

@@ -91,8 +91,8 @@ def _fit_together(config: RunConfig, data: Parts, folder: RunFolder, progress: b
 def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFolder, progress: bool) -> None:
     """A run from wherever it is to its final scores. Without validation masks nothing is scored."""
     (train, val, sizes), main = data, accelerator.is_main_process
-    weights = {"encoder_weights": "random"} if config.initial else {}
-    network, model, optimizer = build(config.replace(**weights), len(train.class_names), accelerator)
+    built = config.replace(encoder_weights="random") if config.initial else config
+    network, model, optimizer = build(built, len(train.class_names), accelerator)
     average = average_of(network, config)
     scored = average.module if average else network
     start, rows = resume(folder.checkpoint, network, optimizer, accelerator, average)

@@ -48,7 +48,7 @@ def test_an_export_goes_to_the_hub_and_comes_back(quick, tmp_path, monkeypatch):
             hub[repo_id] = shutil.copytree(folder_path, tmp_path / "hub")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Client)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: hub[name])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: hub[name])
     export_model(tmp_path / "checkpoint.pt", tmp_path / "export", "user/name")
     assert sorted(path.name for path in hub["user/name"].iterdir()) == ["README.md", "config.json", "model.safetensors"]
     network, _, classes = load_network("user/name")

@@ -90,7 +90,7 @@ def test_the_archive_for_the_test_server(quick, tmp_path):
             with Image.open(archive.extractfile(name)) as picture:
                 assert (picture.mode, picture.size) == ("P", size)
                 assert np.array(picture).max() <= 20
-    with pytest.raises(DataError, match="the archive is a"):
+    with pytest.raises(DataError, match="the archive needs to be a"):
         export_voc_archive(tmp_path / "voc.pt", "test", tmp_path / "results.zip", data_root=str(root))
 
 

@@ -246,7 +246,6 @@ ROWS = {  # kind: layout, change, settings, what comes: the classes, or words of
         {},
         "'background' is no class",
     ),
-    "ids: classes twice": ("folder", lambda r: None, {"classes": ["blue", "blue", "red"]}, "'blue' is there twice"),
     "ids: JPEG masks": (
         "folder",
         lambda r: [

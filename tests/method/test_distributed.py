@@ -141,7 +141,7 @@ def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path, script, fol
 
 def test_processes_from_a_notebook(config, workspace):
     """Forked from a process whose threads have been at work, as those of a notebook have after its first figure."""
-    launched = config.replace(processes=2, iterations=4, runs_dir=str(workspace / "launched"))
+    launched = config.replace(processes=2, iterations=8, runs_dir=str(workspace / "launched"))
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     child = [sys.executable, "-c", NOTEBOOK, json.dumps(vars(launched))]
     result = subprocess.run(child, capture_output=True, text=True, check=False, timeout=200, env=environment)

@@ -116,7 +116,7 @@ def test_a_batch_without_a_confident_pixel_trains_on(quick, first_batch):
 
 def test_an_average_teaches_from_the_image_before_its_colours_change(quick, first_batch):
     """Y_c and Y_s are those that the teacher's network makes of the clean image, whatever the pupil's weights are."""
-    config = quick.replace(ema_teacher=True, ema_decay=0.9, color_jitter=0.5, sigma_s=-99.0, mask_s2c_by_labels=True)
+    config = quick.replace(ema_teacher=True, ema_decay=0.9, color_jitter=0.5, sigma_s=0.0, mask_s2c_by_labels=True)
     batch, on = first_batch(config), active(config, 39)
     assert not torch.equal(batch.clean, batch.image)
     assert torch.equal(batch.clean, first_batch(config.replace(color_jitter=0.0)).image)

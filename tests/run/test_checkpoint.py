@@ -149,7 +149,7 @@ def test_a_run_starts_from_a_model_by_the_names_of_its_classes(short, tmp_path):
             assert torch.equal(own[name][first + 2], state[name][first + 1])
         assert torch.equal(own["segmentation.fuse.weight"], state["segmentation.fuse.weight"])
         assert all(torch.equal(value, state[name]) for name, value in own.items() if name.startswith("encoder."))
-    with pytest.raises(WeightsError, match="holds tf_efficientnet_lite0, not encoder = 'mit_b0'"):
+    with pytest.raises(WeightsError, match="holds tf_efficientnet_lite0, encoder = 'mit_b0' is another"):
         begin_from(network, mine.replace(encoder="mit_b0"), classes)
 
 
