@@ -52,7 +52,7 @@ SETTINGS = [
     {"batch_size": 0}, {"batch_size": 10**7}, {"batch_size": 2.5}, {"batch_size": 4, "processes": 3},
     {"learning_rate": "1e-4x"}, {"learning_rate": -1e-4}, {"learning_rate": 100}, {"learning_rate": INF},
     {"head_lr_factor": 1e9}, {"head_lr_factor": -1}, {"weight_decay": 50}, {"weight_decay": -0.01},
-    {"warmup_iterations": 40}, {"warmup_iterations": BIG}, {"warmup_iterations": -1}, {"warmup_lr": 10},
+    {"warmup_iterations": BIG}, {"warmup_iterations": -1}, {"warmup_lr": 10},
     {"warmup_lr": NAN}, {"grad_clip": -1}, {"grad_clip": NAN}, {"mixed_precision": "fp8"}, {"mixed_precision": 16},
     {"encoder": ""}, {"encoder": "mit_b9"}, {"encoder": "resnet5000"}, {"encoder": "hf-hub:someone/model"},
     {"encoder": "local-dir:/etc"}, {"encoder": "/etc/passwd"}, {"encoder": "vit_tiny_patch16_224"}, {"encoder": 50},

@@ -69,7 +69,11 @@ def test_a_step_neither_mixes_devices_nor_waits(quick, changes):
         assert all(flag.device.type == "cuda" for flag in health.broken.values())
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+SLOW = {"probability", "transformer", "afa", "afa, three scales", "s2c alone", "full"}
+EVALUATED = [pytest.param(v, id=k, marks=[pytest.mark.slow] if k in SLOW else []) for k, v in VARIANTS.items()]
+
+
+@pytest.mark.parametrize("changes", EVALUATED)
 def test_an_evaluated_batch_is_read_back_once(quick, changes, monkeypatch):
     config = quick.replace(encoder_weights="random", **changes)
     network, read = DualBranchNetwork(config, 6), []

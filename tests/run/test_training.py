@@ -138,6 +138,7 @@ def test_a_nan_stops_the_run(quick, tmp_path):
     assert not list(tmp_path.glob("*/DONE"))
 
 
+@pytest.mark.slow
 def test_bf16_trains_in_a_process_of_its_own(quick, tmp_path, folder_of):
     few = {"iterations": 24, "c2s_start": 20, "crop_size": 64, "eval_every": 0}  # slow where a CPU has no bf16
     config = quick.replace(**few, mixed_precision="bf16", runs_dir=str(tmp_path))

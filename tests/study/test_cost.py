@@ -44,6 +44,7 @@ def test_an_evaluated_image_is_measured(quick):
     assert 0 < found["seconds_least"] <= found["seconds_per_step"] <= found["seconds_most"]
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_in_a_process_of_its_own_and_set_beside_full_supervision(quick, monkeypatch):
     name, changes = list(SETTINGS.items())[1]
     small = {**changes, "encoder": "mit_b0", "batch_size": 2, "crop_size": 64}

@@ -83,6 +83,7 @@ def test_a_scheduler_without_workers_is_an_error_in_time(tmp_path, write_grid):
             pass
 
 
+@pytest.mark.slow
 def test_asking_for_jobs_leaves_ctrl_c_as_it_was():
     """In a process of its own: dask-jobqueue takes it away when it is first imported."""
     code = """
