@@ -274,7 +274,8 @@ def test_a_batch_in_a_notebook_is_one_bar_and_one_table(batch, workspace):
     """Both updated in place; the plan before and the states after are the same table."""
     outputs, runs = outputs_of(workspace / "20.ipynb"), {job.folder.run_id for job in batch[2]}
     assert {output.output_type for output in outputs} == {"display_data"}  # no red box, no bar on a bar
-    before, bar, during, after = (output.data for output in outputs)
+    *made, before, bar, during, after = (output.data for output in outputs)
+    assert all(output["text/plain"].startswith("generate scenes: 100%") for output in made)  # where none were there
     assert before["text/html"].count("waiting") == len(runs)
     assert bar["text/plain"].startswith(f"{len(runs)}/{len(runs)} runs: 100%")
     for table in (during, after):
