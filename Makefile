@@ -8,7 +8,7 @@ study: .venv/installed ## the main job: train and compare on the generated datas
 	$(BIN)/bidir study
 
 test: .venv/installed-dev ## the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

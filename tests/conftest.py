@@ -35,6 +35,13 @@ from bidir.data.overlay import save_palette_png
 from bidir.run.folder import RunFolder
 from bidir.run.training import fit
 
+LONGEST = ("test_notebooks.py", "test_batch.py", "test_training.py", "test_distributed.py")  # files
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that the workers end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
