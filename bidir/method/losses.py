@@ -52,13 +52,13 @@ def feedback_loss(
     cam_logits: Float[Tensor, "B C h w"],
     y_s: Int[Tensor, "B h w"],
     background: Float[Tensor, "B 1 h w"],
-    normalised: Float[Tensor, "B C h w"],
+    normalised: Float[Tensor, "B C h w"] | None,
     kind: str,
 ) -> Float[Tensor, ""]:
     """L_s2c, Branch-C against Y_s (0 = background, 255 = ignored). ``ce`` and ``bce``: the paper's, over the foreground
     alone. Those that hold background too: ``cosa``, binary cross-entropy of sigmoid(ReLU(P_c)) over all classes (CoSA,
     ECCV 2024); ``csrm``, cross-entropy beside ``background``, P_s's logit, detached; ``cam``, cross-entropy of the
-    CAM ``normalised`` to 0..1 (0 for absent classes) beside 1 - its maximum, both halves alike."""
+    CAM ``normalised`` to 0..1 (0 for absent classes; no other kind reads it) beside 1 - its maximum, halves alike."""
     if kind in ("ce", "bce"):
         return dense_loss(cam_logits, foreground_target(y_s), kind)
     if kind == "csrm":

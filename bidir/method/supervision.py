@@ -100,8 +100,10 @@ def loss_terms(
         terms["c2s"] = dense_loss(logits, targets.y_c, config.c2s_loss, config.c2s_balance)
     if targets.y_s is not None:
         logits = resize(outputs.cam_logits.float(), targets.y_s.shape[-2:])
-        real = box_mask(batch.box, tuple(batch.image.shape[-2:]), tuple(logits.shape[-2:]))
-        normalised = min_max(F.relu(logits), real) * batch.label[:, :, None, None]
+        normalised = None
+        if config.s2c_loss == "cam":
+            real = box_mask(batch.box, tuple(batch.image.shape[-2:]), tuple(logits.shape[-2:]))
+            normalised = min_max(F.relu(logits), real) * batch.label[:, :, None, None]
         terms["s2c"] = feedback_loss(logits, targets.y_s, targets.background, normalised, config.s2c_loss)
     if targets.tokens is not None:
         grid = tuple(outputs.cam_logits.shape[-2:])

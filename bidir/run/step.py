@@ -93,10 +93,8 @@ def term_gradients(network: DualBranchNetwork, batch: Batch, config: RunConfig, 
     outputs = forward(network, batch, config, on)
     terms = loss_terms(outputs, batch, make_targets(network, outputs, batch, config, on), config, on)
     norms, cosines = gradients(network, terms, config)
-    index = [*terms]
-    return pd.DataFrame({name: norm.cpu() for name, norm in norms.items()}, index), pd.DataFrame(
-        cosines.cpu(), index, index
-    )
+    table = pd.DataFrame({name: norm.cpu() for name, norm in norms.items()}, [*terms])
+    return table, pd.DataFrame(cosines.cpu(), [*terms], [*terms])
 
 
 def gradients(

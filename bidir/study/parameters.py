@@ -68,6 +68,7 @@ class StrictLoader(yaml.SafeLoader):
     """YAML without code, in which no key stands twice in one dictionary."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A dictionary's node. Errors: ``yaml.MarkedYAMLError`` that says which key stands there twice, and where."""
         node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             if str(key.value) in seen:
