@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bidir.apply.predict import image_paths, open_model, own_split, segment
+from bidir.apply.predict import check_map, image_paths, open_model, own_split, segment
 from bidir.atomic import write_bytes
 from bidir.config import DataError, resolve
-from bidir.data.folders import VOC_CLASSES, read_list
+from bidir.data.files import find, read_list
+from bidir.data.folders import VOC_CLASSES
 from bidir.data.split import Split
 from bidir.method import distributed
 
@@ -22,6 +23,7 @@ def export_pseudo_masks(
     """Pseudo-masks of ``part`` (train | val) of the dataset a run was trained on, as VOC palette PNG.
     Uses the dataset's image labels and mask ids, opens no mask. ``where`` overrides fields, such as ``data_root``. A
     stopped call goes on; several processes share the images. Returns and writes the table that ``predict`` does."""
+    check_map(map_name, protocol)
     network, config, class_names = open_model(checkpoint, **where)
     split = own_split(config, part, class_names)
     return segment(network, config, split, Path(out_dir), True, map_name, protocol, overlays=False, resume=True)
@@ -30,6 +32,7 @@ def export_pseudo_masks(
 def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
     """Branch-S's masks of the list ``names`` (``test``), without labels, as the archive that VOC's test server takes.
     ``out``: a ``.tgz``; the masks stay beside it, a stopped call goes on. Errors: ``DataError``, ``WeightsError``."""
+    check_map("branch_s", protocol)
     network, config, class_names = open_model(checkpoint, **where)
     root, out = resolve(config.data_root), Path(out)
     if list(class_names) != VOC_CLASSES:
@@ -38,7 +41,8 @@ def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, prot
         raise DataError(f"list = {names!r}: needs to be the name of a list in ImageSets/Segmentation")
     if out.suffix != ".tgz":
         raise DataError(f"{out}: the archive needs to be a .tgz")
-    images = [root / f"JPEGImages/{name}.jpg" for name in read_list(root / f"ImageSets/Segmentation/{names}.txt")]
+    photos = root / "JPEGImages"
+    images = find(photos, read_list(root / f"ImageSets/Segmentation/{names}.txt", photos), ".jpg")
     split = Split(class_names, tuple(image_paths(images)), np.zeros((len(images), 20), bool), None, tuple(range(21)))
     inside = f"results/VOC2012/Segmentation/comp6_{names}_cls"
     folder = out.with_name(f"{out.stem}_masks") / inside

@@ -44,12 +44,13 @@ def predict(
     ``map_name`` one of ``MAPS``. ``cam``, ``seed`` and ``y_c`` are made for the image labels: those given,
     else those that Branch-C predicts; the other maps see the image alone. Returns one row per image
     that says which, also written to ``predictions.csv``. Errors: ``DataError``, ``WeightsError``, ``ConfigError``."""
-    network, config, class_names = open_model(checkpoint)
+    check_map(map_name, protocol)
     paths = image_paths(images)
     if labels is not None and map_name not in LABELLED_MAPS:
         raise ConfigError(f"map = {map_name!r} takes no labels; give them with map = {' | '.join(LABELLED_MAPS)}")
     if Path(out_dir).resolve() in {path.parent.resolve() for path in paths}:
         raise DataError(f"out_dir = {str(out_dir)!r} holds the images themselves; masks need a folder of their own")
+    network, config, class_names = open_model(checkpoint)
     given = labels is not None
     known = _given_labels(paths, labels, class_names) if given else np.zeros((len(paths), len(class_names)), bool)
     split = Split(class_names, tuple(paths), known, None, tuple(range(len(class_names) + 1)))
@@ -76,11 +77,6 @@ def segment(
     protocol: str, overlays: bool, resume: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """``predict`` for a split. ``resume``: masks in ``out`` that this model and setting made are not made again."""
-    if map_name not in MAPS or protocol not in PROTOCOLS or not makes(protocol, map_name):
-        known = f"maps {', '.join(MAPS)}; protocols raw, ms (not y_s), crf (branch_s alone)"
-        raise ConfigError(f"map = {map_name!r} with protocol = {protocol!r}: {known}")
-    if protocol == "crf":
-        load_crf()
     if (rank := distributed.rank()) == 0:
         files = Counter(f"{name}{end}".lower() for name in split.names for end in ("", "_overlay")[: 1 + overlays])
         if (most := files.most_common(1)[0])[1] > 1:
@@ -115,6 +111,15 @@ def segment(
     if rank == 0:
         write_text(out / "predictions.csv", table.to_csv(index=False))
     return table
+
+
+def check_map(map_name: str, protocol: str) -> None:
+    """``ConfigError`` if a protocol does not make that map, or needs a package that is not installed."""
+    if map_name not in MAPS or protocol not in PROTOCOLS or not makes(protocol, map_name):
+        known = f"maps {', '.join(MAPS)}; protocols raw, ms (not y_s), crf (branch_s alone)"
+        raise ConfigError(f"map = {map_name!r} with protocol = {protocol!r}: {known}")
+    if protocol == "crf":
+        load_crf()
 
 
 def own_split(config: RunConfig, part: str, class_names: tuple[str, ...]) -> Split:

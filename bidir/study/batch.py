@@ -19,7 +19,7 @@ from bidir.run.folder import BUSY, RunFolder
 from bidir.study.grid import Job, check, last_value, plan, progress_table, read_grid
 from bidir.study.notebooks import make_figures, notebooks_folder, placed, write_report
 from bidir.study.registry import collect, finished_runs, read_registry, write_registry
-from bidir.study.workers import STOPPED, dask_cluster, local_slots
+from bidir.study.workers import STOPPED, dask_cluster, local_slots, slot_places
 
 
 def run_batch(
@@ -32,6 +32,8 @@ def run_batch(
     cluster instead, see ``dask_cluster``. Errors: as ``check``, before the first run."""
     by_seed = sorted(jobs, key=lambda job: job.config.seed)  # a batch cut short then holds whole comparisons
     left = {job.folder.run_id: job for job in by_seed if _to_run(job.folder, retry_failed)}
+    if not cluster:
+        slot_places(slots)
     check(list(left.values()), here=not cluster)
     if not left:
         return plan(jobs)

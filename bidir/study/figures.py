@@ -180,29 +180,6 @@ def _plot_band(axis: Axes, rows: pd.DataFrame, kind: str, number: int, label: st
         axis.fill_between(line.index, middle - half, middle + half, alpha=0.12, lw=0, **look)
 
 
-def plot_gains(scores: pd.DataFrame, gains: pd.DataFrame, titles: dict[str, str]) -> Figure:
-    """Both minus c2s in points, a panel for each knob of ``gains`` (with its title), by the knob's value: means with
-    their 95 % t-intervals; small and hollow: the seeds of ``scores``, which is as ``by_difficulty`` gives it."""
-    knobs = gains.groupby("knob", sort=False)
-    figure, axes = subplots(1, len(knobs), figsize=(PAGE * len(knobs) / 2, 2.4), squeeze=False, sharey=True)
-    for axis, (knob, part) in zip(axes[0], knobs, strict=True):
-        for number, (key, gain) in enumerate(part.groupby(["protocol", "map"], sort=False)):
-            at = np.arange(len(gain)) + 0.2 * (number - 1)
-            look = {"color": f"C{number}", "marker": MARKERS[number], "ls": "none"}
-            more = {"capsize": 2, "lw": 1, "label": MAP_TITLES[key[1]]}
-            axis.errorbar(at, 100 * gain["mean"], 100 * gain["half_width"].fillna(0), **look, **more)
-            runs = of_maps(scores[scores["knob"] == knob], (key,)).pivot_table("iou", ["at", "seed"], "supervision")
-            seeds = runs.eval("both - c2s").dropna()
-            place = seeds.index.get_level_values("at").map(dict(zip(gain["at"], at - 0.08, strict=True)))
-            axis.plot(place, 100 * seeds, ms=2.2, mfc="white", mew=0.6, **look)
-        axis.set_xticks(range(len(gain)), gain["at"])
-        axis.axhline(0, color="black", lw=0.6)
-        axis.set_xlabel(titles[knob])
-    axes[0, 0].set_ylabel("gain of both over c2s (points)")
-    axes[0, 0].legend()
-    return figure
-
-
 def plot_cost(cost: pd.DataFrame) -> Figure:
     """Seconds and memory of each part, as ``bidir benchmark`` measures: a row per setting, in brackets times full."""
     settings = cost.groupby("setting", sort=False)

@@ -168,12 +168,12 @@ def check(jobs: list[Job], here: bool = True) -> None:
     for config in (job.config for job in jobs):
         data.setdefault((data_of(config), config.crop_size, config.scale_max, config.supervision == "full"), config)
         models.setdefault((config.encoder, config.encoder_weights), config)
-    for config in data.values():
-        check_files(open_split(config, "train"), open_split(config, "val"), config, progress=False)
-    for config in models.values():
-        DualBranchNetwork(config, 2)
     for job in jobs if here else ():
         check_machine(job.config)
+    for config in models.values():
+        DualBranchNetwork(config, 2)
+    for config in data.values():
+        check_files(open_split(config, "train"), open_split(config, "val"), config, progress=False)
 
 
 def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def figure_html(path: Path, title: str, notebook: str, tables: Tables, start: Pa
     source = "data:image/webp;base64," + b64encode(image.getvalue()).decode()
     name, caption = f"Figure {_number(path)} ({title})", path.with_suffix(".md").read_text().strip()
     data, grids = pd.read_csv(csv := path.with_suffix(".csv")), tables["grids"].set_index("run_id")["grid"]
-    ids = set(data.get("run_id", data.get("runs", pd.Series(dtype=str)).str.split(", ").explode()).dropna())
+    ids = set(data.get("run_id", pd.Series(dtype=str)).dropna())
     own = DRAWS[path.name[:4]]
     of = own if ids <= set(grids[grids == own].index) else ", ".join(grids[grids.index.isin(ids)].unique())
     commits = tables["runs"].set_index("run_id")["git_commit"].reindex(sorted(ids)).str[:10].unique()

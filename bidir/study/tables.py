@@ -28,8 +28,8 @@ DRAWN = {
 }
 ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
 DRAWS = {  # figure -> the grid that it draws
-    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "propagation",
-    "fig5": "sensitivity", "fig6": "directions", "fig7": "directions", "fig8": "losses", "fig9": "teacher",
+    "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "two_by_two",
+    "fig6": "directions", "fig7": "directions", "fig8": "", "fig9": "teacher",
 }  # fmt: skip
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
@@ -117,18 +117,6 @@ def iou_of(counts: pd.DataFrame) -> pd.Series:
     return counts["hit"] / (counts["true"] + counts["predicted"] - counts["hit"])
 
 
-def sensitivity(tables: Tables, settings: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """mIoU of grid ``sensitivity`` beside grid ``base``, at the seeds of the first: each of ``settings`` that was
-    moved, with the full method (columns setting and at: its value); and every run once, by what moved or its arm."""
-    moved = mean_scores(tables, "sensitivity")
-    base = mean_scores(tables, "base").query("seed in @moved.seed")
-    cells = pd.concat([moved, *(base.query("supervision == @name").assign(case=name) for name in ("both", "c2s"))])
-    of = cells["case"].str.partition("=")[0]
-    found = [name for name in settings if name in {*of}]
-    parts = [cells[of.isin([name, "both"])].eval(f"at = {name}").assign(setting=name) for name in found]
-    return pd.concat(parts).drop_duplicates(["setting", "run_id", "protocol", "map"]), cells
-
-
 def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
     """Those of ``names`` over the iterations of grid ``directions``, 0..1; kind val: of some images, final: of all."""
     steps, last = grid_scores(tables, "directions", "per_step"), mean_scores(tables, "directions")
@@ -163,18 +151,6 @@ def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     counts = objects.loc[objects["run_id"] == objects["run_id"].iloc[0], "size"].value_counts()
     counts = counts[[size for size in SIZES if size in counts]]
     return sums.assign(iou=iou_of(sums)).sort_values("supervision", ascending=False), counts
-
-
-def by_difficulty(tables: Tables, knobs: dict[str, str]) -> pd.DataFrame:
-    """mIoU in the finished grids of ``knobs`` (grid -> the setting that it varies) and in ``base``, at shared seeds:
-    columns knob, the setting, and at, its value; empty if no such grid is finished, or not ``base``."""
-    done, parts = set(tables["grids"].query("state == 'done'")["grid"]), []
-    for grid, knob in knobs.items():
-        if {grid, "base"} <= done:
-            moved, base = mean_scores(tables, grid), mean_scores(tables, "base")
-            part, seeds = pd.concat([moved, base]), moved.loc[moved[knob] != base[knob].iloc[0], "seed"]
-            parts.append(part[part["seed"].isin(seeds)].eval(f"at = {knob}").assign(knob=knob))
-    return pd.concat(parts).drop_duplicates(["knob", "run_id", "protocol", "map"]) if parts else pd.DataFrame()
 
 
 def first_look(tables: Tables) -> Shown:

@@ -98,22 +98,28 @@ def _in_free_slot(slots: SimpleQueue, *job: Any) -> str:
         slots.put(slot)
 
 
-@contextmanager
-def local_slots(count: int) -> Iterator[tuple[Executor, list[Any]]]:
-    """An executor for this machine and what to submit before a job: as many runs at a time as slots, each on its own
-    cores and GPU. 0 slots: one for each GPU, else for each core."""
+def slot_places(count: int) -> list[tuple[list[int], str | None]]:
+    """Cores and GPU of each of ``count`` slots. Errors: ``ConfigError`` for more than this machine has."""
     cores, gpus = sorted(os.sched_getaffinity(0)), torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = (visible.split(",") if visible else [str(i) for i in range(gpus)])[:gpus]
     count = count or gpus or len(cores)
     if count > max(len(cores), gpus):
         raise ConfigError(f"slots = {count}: this machine has {len(cores)} cores and {gpus} GPUs")
+    return [(cores[i::count] or cores, names[i % gpus] if gpus else None) for i in range(count)]
+
+
+@contextmanager
+def local_slots(count: int) -> Iterator[tuple[Executor, list[Any]]]:
+    """An executor for this machine and what to submit before a job: as many runs at a time as slots, each on its own
+    cores and GPU. 0 slots: one for each GPU, else for each core."""
+    places = slot_places(count)
     slots: SimpleQueue = SimpleQueue()
-    every = [Slot(cores[i::count] or cores, names[i % gpus] if gpus else None) for i in range(count)]
+    every = [Slot(*place) for place in places]
     for slot in every:
         slots.put(slot)
     try:
-        with ThreadPoolExecutor(count) as executor:
+        with ThreadPoolExecutor(len(every)) as executor:
             yield executor, [_in_free_slot, slots]
     finally:
         for slot in every:

@@ -80,8 +80,8 @@ def test_the_archive_for_the_test_server(quick, tmp_path):
     (root / "JPEGImages").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation" / "test.txt").write_text("\n".join(sizes) + "\n")
-    for name, size in sizes.items():
-        Image.new("RGB", size, "green").save(root / "JPEGImages" / f"{name}.jpg")
+    for (name, size), suffix in zip(sizes.items(), (".jpg", ".PNG"), strict=True):
+        Image.new("RGB", size, "green").save(root / "JPEGImages" / f"{name}{suffix}")
     out = export_voc_archive(tmp_path / "voc.pt", "test", tmp_path / "results.tgz", "raw", data_root=str(root))
     with tarfile.open(out) as archive:
         names = [f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png" for name in sizes]

@@ -140,12 +140,9 @@ def test_wrong_parameters_given_to_papermill_itself_stop_the_notebook(tmp_path, 
 
 
 CELLS = {  # the other grids of the study, as copies of the runs of `directions`: settings, and what mIoU is raised by
-    "base": [({"supervision": "c2s"}, 0.0), ({"supervision": "both"}, 0.0)],
-    "sensitivity": [({"lambda_s2c": 1.0}, 0.1), ({"sigma_s": 0.0}, 0.0)],
-    "part_size": [({"scenes_part_size": 0.6, "supervision": "c2s"}, 0.0),
-                  ({"scenes_part_size": 0.6, "supervision": "both"}, 0.05)],
-    "losses": [({"c2s_loss": one, "s2c_loss": two}, 0.0) for one in ("bce", "ce") for two in ("bce", "ce")],
-    "propagation": [({"encoder": "mit_b0", "propagation": name}, 0.0) for name in ("par", "afa", "bsp")],
+    "two_by_two": [({"supervision": who, "propagation": how, "object_aware_decoding": False}, raised)
+                   for who, how, raised in (("c2s", "par", 0.0), ("c2s", "bsp", 0.05), ("both", "par", 0.0),
+                                            ("both", "bsp", 0.1))],
     "teacher": [({"teacher_flip": False}, 0.0), ({"teacher_flip": True}, 0.05)],
 }  # fmt: skip
 
@@ -180,8 +177,7 @@ def drawn(batch, workspace):
 
 FIGURES = (
     "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig2_paired fig3_interaction fig3_paired "
-    "fig4_propagation fig5_sensitivity fig6_dynamics fig7a_classes fig7b_size fig7c_difficulty fig8a_losses fig8b_cost "
-    "fig9_paired fig9_teacher"
+    "fig4_paired fig4_two_by_two fig6_dynamics fig7a_classes fig7b_size fig8_cost fig9_paired fig9_teacher"
 ).split()
 
 
@@ -202,36 +198,30 @@ def test_figures_are_drawn_from_the_registry(batch, drawn):
             "fig1_qualitative": "seed 0",
             "fig3_interaction": "; 1 seed.",
             "fig3_paired": "; 1 seed.",
-            "fig8b_cost": "8 steps",
+            "fig8_cost": "8 steps",
         }
         assert seeds.get(name, "2 seeds") in (out / "figures" / f"{name}.md").read_text(), name
     assert "Y_s is not shown" not in (out / "figures" / "fig1_qualitative.md").read_text()
     stored = {name: len([*out.glob(f"maps/*/raw-{name}/*.png")]) for name in ("branch_s", "y_s")}
     assert stored["y_s"] == stored["branch_s"] > 0  # beside the figure, so that drawing it again needs no checkpoint
-    assert make_figures(batch[3], "34")["34_propagation"].startswith("not run: grid 'propagation' holds no finished")
+    assert make_figures(batch[3], "34")["34_two_by_two"].startswith("not run: grid 'two_by_two' holds no finished")
 
 
-def test_comparisons_across_grids_pair_the_right_runs(drawn):
-    """mIoU raised by 0.10 and 0.11 in a cell: mean 0.105; in another by 0.05, 0.06."""
+def test_comparisons_pair_the_right_runs(drawn):
+    """mIoU raised by 0.05 and 0.06 in a cell: mean 0.055; in another by 0.10, 0.11."""
     out, _ = drawn
-    moved = pd.read_csv(out / "tables" / "table5_differences.csv").query("map == 'branch_s'")
-    moved = moved.set_index(["first", "second"])
-    assert moved.loc[("both", "lambda_s2c=1.0"), "mean"] == pytest.approx(0.105, abs=1e-5)
+    moved = pd.read_csv(out / "tables" / "table4_differences.csv").query("map == 'branch_s'")
     assert moved["half_width"].isna().all()
     assert set(moved["reading"]) == {"two seeds"}
-    assert moved.loc[("both", "sigma_s=0.0"), "mean"] == 0
+    moved = moved.set_index(["first", "second"])["mean"]
+    assert moved["loss off + par", "loss off + bsp"] == pytest.approx(0.055, abs=1e-5)
+    assert moved["loss on + par", "loss on + bsp"] == pytest.approx(0.105, abs=1e-5)
     own = pd.read_csv(out / "per_class.csv").query("protocol == 'raw' and map == 'branch_s' and `class` == 'mean'")
     iou = own.set_index("run_id")["iou"]
-    gain = sum(iou[f"base-1-{seed}"] - iou[f"base-0-{seed}"] for seed in (0, 1)) / 2
-    assert moved.loc[("c2s", "sigma_s=0.0"), "mean"] == pytest.approx(gain, abs=1e-5)
-    drawn_gain = (
-        pd.read_csv(out / "figures" / "fig7c_difficulty.csv").query("map == 'branch_s'").set_index("at")["mean"]
-    )
-    assert drawn_gain.to_dict() == pytest.approx({0.6: gain + 0.055, 1.0: gain}, abs=1e-5)
+    gain = sum(iou[f"two_by_two-2-{seed}"] - iou[f"two_by_two-0-{seed}"] for seed in (0, 1)) / 2
+    assert moved["loss off + par", "loss on + par"] == pytest.approx(gain, abs=1e-5)
     taught = pd.read_csv(out / "tables" / "table9_differences.csv").query("map == 'branch_s'").iloc[0]
     assert taught["mean"] == pytest.approx(0.055, abs=1e-5)  # raised by 0.05 and 0.06
-    propagated = pd.read_csv(out / "figures" / "fig4_propagation.csv").query("map == 'seed'")
-    assert sorted(set(propagated["propagation"])) == ["afa", "bsp", "par", "raw"]
 
 
 def test_a_tables_numbers_are_in_its_csv_and_in_the_runs(batch, drawn):

@@ -70,8 +70,8 @@ def test_the_registry_is_rebuilt_from_folders_that_are_not_finished_too(batch, t
     tables = collect([path, tmp_path / "nothing"])
     assert tables["runs"][["run_id", "state", "reason"]].to_numpy().tolist() == [["half", "failed", "the reason"]]
     assert tables["per_class"].empty
-    with pytest.raises(LookupError, match="grid 'losses' holds no finished run"):
-        grid_scores(read_registry(batch[3]), "losses")
+    with pytest.raises(LookupError, match="grid 'two_by_two' holds no finished run"):
+        grid_scores(read_registry(batch[3]), "two_by_two")
     with pytest.raises(FileNotFoundError, match="bidir sweep GRID --out"):
         read_registry(tmp_path)
 

@@ -74,12 +74,11 @@ def test_a_figure_says_where_it_comes_from(tmp_path):
     figure.with_suffix(".md").write_text("IoU by size & class.\n")
     runs = pd.DataFrame({"run_id": ["a", "b", "c"], "git_commit": ["1" * 40, "1" * 40, "2" * 40], "state": "done"})
     grids = pd.DataFrame({"run_id": ["a", "b", "c"], "grid": ["directions", "directions", "context"]})
-    for column, rows in (("run_id", "a\nb\n"), ("runs", '"a, b"\n')):
-        figure.with_suffix(".csv").write_text(f"{column}\n{rows}")
-        parsed = Parsed(figure_html(figure, "scenes", "37_where", {"runs": runs, "grids": grids}, tmp_path / "page"))
-        assert "Notebook 37_where; grid directions, 2 runs, commit 1111111111; numbers (CSV)" in parsed.text
-        assert dict(parsed.tags)["a"]["href"] == "../figures/fig7b_size.csv"
-        assert dict(parsed.tags)["img"]["alt"] == "Figure 7b (scenes): IoU by size & class."
+    figure.with_suffix(".csv").write_text("run_id\na\nb\n")
+    parsed = Parsed(figure_html(figure, "scenes", "37_where", {"runs": runs, "grids": grids}, tmp_path / "page"))
+    assert "Notebook 37_where; grid directions, 2 runs, commit 1111111111; numbers (CSV)" in parsed.text
+    assert dict(parsed.tags)["a"]["href"] == "../figures/fig7b_size.csv"
+    assert dict(parsed.tags)["img"]["alt"] == "Figure 7b (scenes): IoU by size & class."
     figure.with_suffix(".csv").write_text("run_id\nc\n")
     html = figure_html(figure, "scenes", "37_where", {"runs": runs, "grids": grids}, tmp_path)
     assert "grid context, 1 run, commit 2222222222" in html

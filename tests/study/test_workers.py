@@ -12,7 +12,7 @@ from bidir.config import ConfigError
 from bidir.run.folder import BUSY, RunFolder
 from bidir.study.batch import run_batch
 from bidir.study.grid import Cluster, read_grid
-from bidir.study.workers import STOPPED, dask_cluster, execute, job_cluster, local_slots
+from bidir.study.workers import STOPPED, dask_cluster, execute, job_cluster, local_slots, slot_places
 
 
 def test_slots_are_pinned_to_the_devices_the_caller_was_given(monkeypatch):
@@ -26,8 +26,8 @@ def test_slots_are_pinned_to_the_devices_the_caller_was_given(monkeypatch):
 
 
 def test_more_slots_than_the_machine_has_are_refused():
-    with pytest.raises(ConfigError, match="this machine has"), local_slots(10_000):
-        pass
+    with pytest.raises(ConfigError, match="this machine has"):
+        slot_places(10_000)
 
 
 def test_no_run_starts_after_the_order_to_stop(tmp_path):
