@@ -49,7 +49,7 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        quiet = "--log-level=ERROR"  # else each kernel warns that it listens on a local port
+        quiet = "--log-level=CRITICAL"  # else it tells of its port, and of the interrupt that ends it
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 

@@ -126,17 +126,22 @@ def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
 
 
 def teacher_weights(tables: Tables, names: list[str]) -> pd.DataFrame:
-    """What each teacher says, by quarters of training (until: the last iteration): weighted loss over L_cls, share of
-    the pixels that it labels, those of ``names``; ``mean_interval`` of each (0..1)."""
+    """What each teacher says, by quarters of training (until: the last iteration), those of ``names`` that were logged:
+    norm of its weighted loss's gradient on the encoder over that of L_cls (pull), cosines of these gradients, weighted
+    loss over L_cls (weight), share of the pixels that it labels; ``mean_interval`` of each (0..1)."""
     steps = grid_scores(tables, "directions", "per_step").query("supervision in ['c2s', 's2c', 'both']")
     keys = ["supervision", "seed", "iterations", "step", "lambda_c2s", "lambda_s2c"]
-    wide = steps.query("kind == 'train'").pivot_table("value", keys, "name")
-    wide = wide.reindex(columns=["cls", "c2s", "s2c", "c2s_share", "s2c_share"]).reset_index()
+    wide = steps.query("kind == 'train'").pivot_table("value", keys, "name").reset_index()
     wide["until"] = (-(-4 * wide["step"] // wide["iterations"]) * wide["iterations"] / 4).round().astype(int)
-    weights = {f"weight of {name}": wide[f"lambda_{name}"] * wide[name] / wide["cls"] for name in ("c2s", "s2c")}
-    wide = wide.assign(**weights).rename(columns={"c2s_share": "labelled by Y_c", "s2c_share": "foreground in Y_s"})
-    keys = ["supervision", "until", "seed"]
-    parts = wide.groupby(keys)[names].mean().reset_index().melt(keys, names, "name").dropna(subset="value")
+    said = {"c2s_share": "labelled by Y_c", "s2c_share": "foreground in Y_s", "cosine/c2s/s2c": "cosine of c2s and s2c",
+            "cosine/cls/c2s": "cosine of cls and c2s", "cosine/cls/s2c": "cosine of cls and s2c"}  # fmt: skip
+    for term in {"c2s", "s2c"} & {*wide}:
+        wide[f"weight of {term}"] = wide[f"lambda_{term}"] * wide[term] / wide["cls"]
+        if f"gradient/{term}" in wide:
+            wide[f"pull of {term}"] = wide[f"gradient/{term}"] / wide["gradient/cls"]
+    wide = wide.rename(columns=said).reindex(columns=["supervision", "until", "seed", *names])
+    parts = wide.groupby(["supervision", "until", "seed"])[names].mean().reset_index()
+    parts = parts.melt(["supervision", "until", "seed"], names, "name").dropna(subset="value")
     return mean_interval(parts, ["supervision", "until", "name"], "value")
 
 
