@@ -1,0 +1,36 @@
+"""What tables compute, against means by hand."""
+
+import pandas as pd
+import pytest
+
+from bidir.study.registry import SETTINGS
+from bidir.study.tables import teacher_weights
+
+
+def registry(rows):
+    """A registry of two runs of grid ``directions``, seeds 0 and 1, eight iterations, with these training rows."""
+    ids = ["a", "b"]
+    settings = {
+        **dict.fromkeys(SETTINGS, ""),
+        "supervision": "both",
+        "iterations": 8,
+        "lambda_c2s": 0.5,
+        "lambda_s2c": 0.1,
+    }
+    steps = pd.DataFrame(rows, columns=["run_id", "step", "name", "value"]).assign(kind="train")
+    grids = pd.DataFrame({"grid": "directions", "case": "supervision=both", "run_id": ids})
+    return {"grids": grids, "runs": pd.DataFrame({**settings, "run_id": ids, "seed": [0, 1]}), "per_step": steps}
+
+
+def test_what_a_teacher_says_is_the_mean_over_each_quarter_then_over_seeds():
+    """Pull 2/4 and 6/4 in run a's first quarter: 1; 3/4 in run b's; so 0.875. Weight 0.5 * 0.8 / 2 = 0.2 in both."""
+    both = {"cls": 2.0, "c2s": 0.8, "s2c": 1.0, "gradient/cls": 4.0, "cosine/c2s/s2c": -0.25}
+    pulls = [("a", 1, 2.0), ("a", 2, 6.0), ("b", 2, 3.0), ("a", 8, 4.0), ("b", 8, 4.0)]
+    rows = [
+        (run, step, name, value) for run, step, pull in pulls for name, value in {**both, "gradient/c2s": pull}.items()
+    ]
+    names = ["pull of c2s", "weight of c2s", "weight of s2c", "cosine of c2s and s2c", "pull of s2c"]
+    table = teacher_weights(registry(rows), names).set_index(["until", "name"])["mean"]
+    wanted = {"pull of c2s": 0.875, "weight of c2s": 0.2, "weight of s2c": 0.05, "cosine of c2s and s2c": -0.25}
+    assert table[2].to_dict() == pytest.approx(wanted)  # the gradient of s2c was not logged
+    assert table[8]["pull of c2s"] == 1
