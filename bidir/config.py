@@ -140,6 +140,7 @@ class Machine:
     images_per_pass: int = at(0, "images a process takes at once, to save memory; 0: its whole share", ge=0, le=4096)
     num_workers: int = at(0, "loader processes; any number gives the same batches", ge=0, le=256)
     checkpoint_every: int = at(100, "iterations between checkpoints", ge=1, le=MOST)
+    keep_every: int = at(0, "iterations between checkpoints that stay, as checkpoint-300.pt; 0: none", ge=0, le=MOST)
     compile: bool = at(False, "compile the network: pays off on a GPU, in runs of hours")
     trackers: Names = at((), "also log to these of accelerate's: tensorboard, wandb, mlflow, ...")
 

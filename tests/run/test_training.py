@@ -55,7 +55,7 @@ def assert_equal(a, b, where="checkpoint"):
 @pytest.fixture(scope="module")
 def finished(quick, workspace, folder_of):
     """The quick run, full method, in a process of its own."""
-    config = quick.replace(runs_dir=str(workspace / "whole"))
+    config = quick.replace(runs_dir=str(workspace / "whole"), keep_every=15)
     finish(launch(config))
     return config, folder_of(config)
 
@@ -78,6 +78,15 @@ def test_a_finished_run_holds_what_it_should(finished):
     assert set(table["map"]) == {"cam", "seed", "y_c", "y_s", "branch_c", "branch_s", "agreement"}
     shares = [row["c2s_share"] for row in train if "c2s" in row]
     assert all(0 < share <= 1 for share in shares)
+
+
+def test_checkpoints_stay_where_that_was_asked_for(finished):
+    """Every 15th of 40, between those saved every ten, each as it was then; the run's name is as without."""
+    config, folder = finished
+    assert sorted(path.name for path in folder.path.glob("checkpoint-*")) == ["checkpoint-15.pt", "checkpoint-30.pt"]
+    assert [load_checkpoint(folder.path / f"checkpoint-{step}.pt")["step"] for step in (15, 30)] == [15, 30]
+    assert load_checkpoint(folder.checkpoint)["step"] == 40
+    assert config.replace(keep_every=0).run_id("") == config.run_id("")
 
 
 def test_a_finished_run_is_not_repeated(finished):

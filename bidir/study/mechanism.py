@@ -1,0 +1,72 @@
+"""What each teacher could tell the other, and what S's loss does: counted against masks, pixel by pixel."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bidir.config import RunConfig
+from bidir.data.loader import WholeImages, collate
+from bidir.data.split import Split
+from bidir.method.losses import feedback_loss
+from bidir.method.maps import multi_scale_pass, needed
+from bidir.method.network import DualBranchNetwork
+from bidir.method.tensors import IGNORE, Batch, nearest, resize
+from bidir.run.checkpoint import load_checkpoint, load_network
+from bidir.run.evaluation import predict_maps
+
+GROUPS = ("background", "found object", "missed object")  # by the mask; objects where the CAM is right, where not
+
+
+def push(logits: Float[Tensor, "B C h w"], y_s: Int[Tensor, "B h w"]) -> Float[Tensor, "B C h w"]:
+    """How the paper's L_s2c moves each class's CAM at each pixel: minus its gradient there, times the pixels that Y_s
+    labels as foreground. 1: up as hard as it can; -1: down; 0 where Y_s is background or ignored."""
+    logits = logits.detach().requires_grad_()
+    loss = feedback_loss(logits, y_s, torch.zeros_like(logits[:, :1]), None, "ce")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return -gradient * ((y_s > 0) & (y_s != IGNORE)).sum()
+
+
+def lessons(network: DualBranchNetwork, split: Split, config: RunConfig) -> pd.DataFrame:
+    """Over the images of ``split``, one pass each, at a quarter of their resolution: a row for each of ``GROUPS``, with
+    how many pixels, how many of them each teacher labels (says), labels rightly (right), and rightly where the other
+    labels wrongly (only); and the mean of ``push`` on the CAM of the class there; on background, where none is, of the
+    class present whose CAM is largest. Opens masks: to look at, never to train."""
+    images, device = WholeImages(split, config.eval_size), next(network.parameters()).device
+    parts = [_lessons(network, collate([images[i]]).to(device), config) for i in range(len(split))]
+    total = pd.concat(parts).groupby("group", sort=False).sum()
+    return total.assign(push=total["push"] / total["pixels"]).reset_index()
+
+
+def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.DataFrame:
+    made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
+    logits = multi_scale_pass(network, batch.image, needed((1.0,), False))[1.0].cam_logits.float()
+    size = tuple(-(-side // 4) for side in batch.image.shape[-2:])
+    truth, cam, y_c, y_s = (
+        nearest(mask, size) for mask in (batch.mask, *(made["raw", name] for name in ("cam", "y_c", "y_s")))
+    )
+    logits = resize(logits, size)
+    shown = logits.masked_fill(batch.label[:, :, None, None] == 0, -torch.inf).argmax(1)
+    of = torch.where((truth > 0) & (truth != IGNORE), truth - 1, shown)
+    moved = push(logits, y_s).gather(1, of[:, None])[:, 0]
+    objects, rows = (truth > 0) & (truth != IGNORE), []
+    for name, group in zip(GROUPS, (truth == 0, objects & (cam == truth), objects & (cam != truth)), strict=True):
+        row = {"group": name, "pixels": int(group.sum()), "push": float(moved[group].sum())}
+        for who, own, other in (("c", y_c, y_s), ("s", y_s, y_c)):
+            right, wrong = group & (own == truth), (other != truth) & (other != IGNORE)
+            counts = {"says": group & (own != IGNORE), "right": right, "only": right & wrong}
+            row |= {f"{who}_{what}": int(where.sum()) for what, where in counts.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def over_checkpoints(run: Path, split: Split, config: RunConfig) -> pd.DataFrame:
+    """``lessons`` at each checkpoint that a run kept (``keep_every``) and at its last: columns run_id and step beside.
+    The weights that are scored are looked at: their average where the run keeps one."""
+    tables = []
+    for path in [*run.glob("checkpoint-*.pt"), run / "checkpoint.pt"]:
+        step, (network, _, _) = load_checkpoint(path)["step"], load_network(path)
+        tables.append(lessons(network, split, config).assign(run_id=run.name, step=step))
+    return pd.concat(tables).drop_duplicates(["step", "group"]).sort_values("step", kind="stable")

@@ -1,0 +1,56 @@
+"""Counts of what teachers know against loops over pixels; the push of the loss against softmax by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bidir.data.loader import WholeImages, collate
+from bidir.data.open import open_split
+from bidir.run.checkpoint import load_network
+from bidir.run.evaluation import predict_maps
+from bidir.study.mechanism import GROUPS, lessons, over_checkpoints, push
+
+
+def test_the_loss_moves_foreground_alone():
+    """Logits (2, 0), (0, 0), (1, 3), (5, 5); Y_s: class 1, class 2, background, ignored."""
+    logits = torch.tensor([[[[2.0, 0.0, 1.0, 5.0]], [[0.0, 0.0, 3.0, 5.0]]]])
+    moved = push(logits, torch.tensor([[[1, 2, 0, 255]]]))
+    p = 1 / (1 + math.exp(-2))
+    expected = torch.tensor([[[[1 - p, -0.5, 0, 0]], [[p - 1, 0.5, 0, 0]]]])
+    torch.testing.assert_close(moved, expected)
+
+
+def test_counts_are_those_of_a_loop_over_pixels(short):
+    config, path = short
+    network, _, _ = load_network(path / "checkpoint.pt")
+    split = open_split(config, "val").select(np.arange(4))
+    images, wanted = WholeImages(split, config.eval_size), {}
+    for i in range(len(split)):
+        batch = collate([images[i]])
+        made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
+        cam, y_c, y_s = (made["raw", name][0, ::4, ::4].numpy().ravel() for name in ("cam", "y_c", "y_s"))
+        for truth, seen, c, s in zip(batch.mask[0, ::4, ::4].numpy().ravel(), cam, y_c, y_s, strict=True):
+            if truth == 255:
+                continue
+            group = GROUPS[0] if truth == 0 else GROUPS[1] if seen == truth else GROUPS[2]
+            for name, counted in {
+                "pixels": True, "c_says": c != 255, "s_says": s != 255, "c_right": c == truth, "s_right": s == truth,
+                "c_only": c == truth and s not in (truth, 255), "s_only": s == truth and c not in (truth, 255),
+            }.items():  # fmt: skip
+                wanted[group, name] = wanted.get((group, name), 0) + int(counted)
+    table = lessons(network, split, config).set_index("group")
+    assert {key: table.loc[key] for key in wanted} == wanted
+    assert table["push"].between(-1, 1).all()
+
+
+def test_every_checkpoint_that_stays_is_looked_at(short, tmp_path):
+    config, path = short
+    for name in ("checkpoint-24.pt", "checkpoint.pt"):
+        (tmp_path / name).write_bytes((path / "checkpoint.pt").read_bytes())
+    table = over_checkpoints(tmp_path, open_split(config, "val").select(np.arange(2)), config)
+    assert table["step"].tolist() == [24] * len(table)
+    assert table["group"].tolist() == [*GROUPS]
+    assert table["run_id"].eq(tmp_path.name).all()
+    assert table["pixels"].sum() == pytest.approx(2 * 24 * 24, rel=0.05)  # few are on a border
