@@ -33,17 +33,15 @@ lab: .venv/installed ## JupyterLab at the project's root, opened on the starting
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bidir needs Python 3.11 or later; make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile # Python compiles what it imports
+
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e .
 	touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	touch $@
-
-.venv/installed-book: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[book]"
-	touch $@
+.venv/installed-dev .venv/installed-book: pyproject.toml | .venv/bin/python
+	$(PIP) -e ".[$(subst .venv/installed-,,$@)]"
+	touch .venv/installed $@
 
 clean:
 	rm -rf .venv results/study docs/_build
