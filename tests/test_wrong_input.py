@@ -132,7 +132,8 @@ GRIDS = [
 ]  # fmt: skip
 CLUSTERS = [
     ({}, "address"), ({"address": "tcp://127.0.0.1:1", "cluster": "slurm"}, "address"), ({"address": None}, "None"),
-    ({"address": 8786}, "8786"), ({"address": ""}, "''"),
+    ({"address": 8786}, "8786"), ({"address": ""}, "''"), ({"address": "tcp:///"}, "tcp:///"),
+    ({"address": "host"}, "'host'"), ({"address": "tcp://two hosts:8786"}, "two hosts"),
     ({"cluster": "abacus"}, "'abacus'"), ({"cluster": ["slurm"]}, "['slurm']"), ({"scheduler": "x"}, "'scheduler'"),
     ({"cluster": "slurm", "jobs": 0}, "jobs = 0"), ({"cluster": "slurm", "jobs": "many"}, "jobs = 'many'"),
     ({"cluster": "slurm", "threads": -1}, "threads = -1"), ({"cluster": "slurm", "threads": 1.5}, "threads = 1.5"),

@@ -1,5 +1,6 @@
 """A grid file: which runs a batch has, checked as a whole before the first of them."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, fields
 from itertools import product
@@ -41,6 +42,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if bool(self.address) == bool(self.cluster):
             raise ConfigError(f"{vars(self)}: give either address (a scheduler) or cluster (slurm | pbs)")
+        if self.address and not re.fullmatch(r"(\w+://)?([^/\s:]+|\[[\da-fA-F:.%]+\]):\d{1,5}/?", self.address):
+            raise ConfigError(f"address = {self.address!r}: needs a host and a port, as tcp://10.0.0.1:8786")
 
 
 @dataclass(frozen=True)

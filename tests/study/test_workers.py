@@ -22,7 +22,7 @@ def test_slots_are_pinned_to_the_devices_the_caller_was_given(monkeypatch):
         places = [slots.get().place for _ in range(2)]
     assert [gpu for _, gpu in places] == ["2", "3"]
     cores = [core for mine, _ in places for core in mine]
-    assert sorted(cores) == sorted(os.sched_getaffinity(0))
+    assert {*cores} == os.sched_getaffinity(0)
 
 
 def test_more_slots_than_the_machine_has_are_refused():
