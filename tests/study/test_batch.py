@@ -30,7 +30,7 @@ def command(grid, folders, *more):
     return [sys.executable, "-m", "bidir.cli", "sweep", str(grid), *parameters, *more]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=400):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
