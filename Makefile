@@ -33,14 +33,17 @@ lab: .venv/installed ## JupyterLab at the project's root, opened on the starting
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bidir needs Python 3.11 or later; make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile # Python compiles what it imports
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores; pip takes one
 
 .venv/installed: pyproject.toml | .venv/bin/python
 	$(PIP) -e .
+	$(COMPILE)
 	touch $@
 
 .venv/installed-dev .venv/installed-book: pyproject.toml | .venv/bin/python
 	$(PIP) -e ".[$(subst .venv/installed-,,$@)]"
+	$(COMPILE)
 	touch .venv/installed $@
 
 clean:

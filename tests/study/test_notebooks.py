@@ -12,6 +12,7 @@ import yaml
 from bidir.cli import main
 from bidir.config import ConfigError
 from bidir.study.grid import read_grid
+from bidir.study.mechanism import GROUPS
 from bidir.study.notebooks import (
     NotebookError,
     make_figures,
@@ -171,13 +172,19 @@ def drawn(batch, workspace):
             "seconds_per_step": [0.5, 0.7], "seconds_least": [0.4, 0.7], "seconds_most": [0.6, 0.9],
             "peak_memory_mib": [900, 1000], "what": "this machine"}  # fmt: skip
     pd.DataFrame(cost).to_csv(out / "cost.csv", index=False)
+    counts = {"pixels": 100, "push": 0.1, "images": 60} | {f"{who}_{what}": count for who in "cs"
+              for what, count in (("says", 80), ("right", 60), ("only", 10))}  # fmt: skip
+    looked = [{"run_id": f"two_by_two-{cell}-{seed}", "step": step, "group": group, **counts}
+              for cell in (2, 3) for seed in (0, 1) for step in (20, 40) for group in GROUPS]  # fmt: skip
+    pd.DataFrame(looked).to_csv(out / "mechanism.csv", index=False)
     where = {"runs_dir": batch[1]["runs_dir"], "data_root": batch[1]["data_root"]}
     return out, make_figures(out) | make_figures(out, "30", **where) | make_figures(out, "31", **where)
 
 
 FIGURES = (
     "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig2_paired fig3_interaction fig3_paired "
-    "fig4_paired fig4_two_by_two fig6_dynamics fig7a_classes fig7b_size fig8_cost fig9_paired fig9_teacher"
+    "fig4_paired fig4_two_by_two fig5_mechanism fig6_dynamics fig7a_classes fig7b_size fig8_cost fig9_paired "
+    "fig9_teacher"
 ).split()
 
 
@@ -222,6 +229,15 @@ def test_comparisons_pair_the_right_runs(drawn):
     assert moved["loss off + par", "loss on + par"] == pytest.approx(gain, abs=1e-5)
     taught = pd.read_csv(out / "tables" / "table9_differences.csv").query("map == 'branch_s'").iloc[0]
     assert taught["mean"] == pytest.approx(0.055, abs=1e-5)  # raised by 0.05 and 0.06
+
+
+def test_what_teachers_know_is_a_share_of_the_pixels(drawn):
+    """Right on 60 of 80 labelled of 100 pixels, on 10 where the other is wrong, in each of three groups."""
+    caption = (drawn[0] / "figures" / "fig5_mechanism.md").read_text()
+    assert "par: S 10.0 %, C 10.0 %" in caption
+    numbers = pd.read_csv(drawn[0] / "tables" / "table5_mechanism.csv").groupby("what")["mean"].unique()
+    assert {name: values.tolist() for name, values in numbers.items()} == {
+        "Y_c right": [0.6], "Y_s right": [0.6], "only Y_c": [0.1], "only Y_s": [0.1], "push": [0.1]}  # fmt: skip
 
 
 def test_a_tables_numbers_are_in_its_csv_and_in_the_runs(batch, drawn):
