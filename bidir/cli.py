@@ -101,6 +101,7 @@ def sweep(
 @app.command()
 def figures(results: Path, only: Only = "", parameter: Pairs = None) -> None:
     """Figures and tables of a registry, by its notebooks, from its numbers alone."""
+    check_place(resolve(results), "results")
     outcomes = bidir.make_figures(results, only, **parse_parameters(parameter, known=()))
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
     sys.exit(any(outcome.startswith("failed") for outcome in outcomes.values()))

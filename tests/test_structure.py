@@ -20,8 +20,8 @@ FILES = sorted((ROOT / "bidir").rglob("*.py"))
 ROOMS = "config/checked/presets/atomic/progress -> method -> data -> run -> study, apply, teach -> cli"
 # most lines, of what trains and evaluates a run (without data/make), and of the whole package: 3000 and 5900 before
 # feedback beyond the paper and claims (+300), files as people have them (+290), accidents to runs (+250), inputs
-# (+150), what each teacher knows (+80)
-CORE, ALL = 3600, 7000
+# (+150), what each teacher knows (+90)
+CORE, ALL = 3600, 7010
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bidir.atomic import write_bytes, write_text
 from bidir.run.folder import RunFolder
 from bidir.study.intervals import differences, mean_interval, t_interval
-from bidir.study.tables import MAP_TITLES, SHOWN, Maps, of_maps
+from bidir.study.tables import MAP_TITLES, SHOWN, Maps, of_maps, saving
 
 PAGE = 7.2  # inches: both columns of a paper
 MARKERS, DASHES = "osD", ("-", "--", ":", "-.")
@@ -37,12 +37,13 @@ def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame, caption: str, dpi: int = 200) -> None:
     """Write ``figure`` as PNG, PDF and SVG, its numbers (with run ids) as CSV, its caption as Markdown."""
-    for kind, metadata in UNDATED.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-        write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
-    write_text(stem.with_suffix(".csv"), data.to_csv(index=False, float_format="%.6g"))
-    write_text(stem.with_suffix(".md"), caption.strip() + "\n")
+    with saving(stem.parent):
+        for kind, metadata in UNDATED.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+            write_bytes(stem.with_suffix(f".{kind}"), buffer.getvalue())
+        write_text(stem.with_suffix(".csv"), data.to_csv(index=False, float_format="%.6g"))
+        write_text(stem.with_suffix(".md"), caption.strip() + "\n")
 
 
 def plot_seeds(

@@ -1,6 +1,8 @@
 """Tables of a study: what its runs scored, by what was varied; and how a table is written."""
 
-from collections.abc import Collection
+import errno
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -37,14 +39,26 @@ DIFFERENCES = (
 )
 
 
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """What is written there; where nobody may write, a line says so, and what was to be saved is shown all the same."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        print(f"{folder}: cannot be written to; what is shown here is not saved")
+
+
 def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: str) -> None:
     """Write ``text`` (cells ready to read) as Markdown and LaTeX, and ``numbers``, which it shows, as CSV."""
     shared = {"headers": "keys", "showindex": False, "disable_numparse": True}
     markdown, latex = (tabulate(text.reset_index(), tablefmt=kind, **shared) for kind in ("github", "latex_booktabs"))
     latex = latex.replace("±", r"$\pm$").replace("−", "$-$")
-    write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
-    write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
-    write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
+    with saving(stem.parent):
+        write_text(stem.with_suffix(".md"), f"{markdown}\n\n{caption.strip()}\n")
+        write_text(stem.with_suffix(".tex"), f"% {caption.strip()}\n{latex}\n")
+        write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
 
 
 def forget(stem: Path) -> None:

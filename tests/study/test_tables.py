@@ -1,10 +1,14 @@
 """What tables compute, against means by hand."""
 
+import errno
+import os
+
 import pandas as pd
 import pytest
 
+from bidir.study.figures import save_figure, subplots
 from bidir.study.registry import SETTINGS
-from bidir.study.tables import teacher_weights
+from bidir.study.tables import save_table, teacher_weights
 
 
 def registry(rows):
@@ -34,3 +38,24 @@ def test_what_a_teacher_says_is_the_mean_over_each_quarter_then_over_seeds():
     wanted = {"pull of c2s": 0.875, "weight of c2s": 0.2, "weight of s2c": 0.05, "cosine of c2s and s2c": -0.25}
     assert table[2].to_dict() == pytest.approx(wanted)  # the gradient of s2c was not logged
     assert table[8]["pull of c2s"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_where_nobody_may_write_figures_and_tables_are_shown_all_the_same(tmp_path, monkeypatch, capsys, number):
+    """A full disk is an error as before."""
+    table = pd.DataFrame({"a": [1.0]})
+
+    def save():
+        save_figure(subplots()[0], tmp_path / "figures" / "fig1", table, "Caption.")
+        save_table(table, table, tmp_path / "tables" / "table1", "Caption.")
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", refused)
+    save()
+    assert capsys.readouterr().out.count("cannot be written to; what is shown here is not saved") == 2
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        save()
