@@ -14,7 +14,7 @@ from bidir.method.losses import feedback_loss
 from bidir.method.maps import multi_scale_pass, needed
 from bidir.method.network import DualBranchNetwork
 from bidir.method.tensors import IGNORE, Batch, nearest, resize
-from bidir.run.checkpoint import load_checkpoint, load_network
+from bidir.run.checkpoint import load_network
 from bidir.run.evaluation import predict_maps
 
 GROUPS = ("background", "found object", "missed object")  # by the mask; objects where the CAM is right, where not
@@ -63,10 +63,9 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
 
 
 def over_checkpoints(run: Path, split: Split, config: RunConfig) -> pd.DataFrame:
-    """``lessons`` at each checkpoint that a run kept (``keep_every``) and at its last: columns run_id and step beside.
-    The weights that are scored are looked at: their average where the run keeps one."""
-    tables = []
-    for path in [*run.glob("checkpoint-*.pt"), run / "checkpoint.pt"]:
-        step, (network, _, _) = load_checkpoint(path)["step"], load_network(path)
-        tables.append(lessons(network, split, config).assign(run_id=run.name, step=step))
-    return pd.concat(tables).drop_duplicates(["step", "group"]).sort_values("step", kind="stable")
+    """``lessons`` at each checkpoint that a finished run kept (``keep_every``) and at its last: columns run_id and step
+    beside. The weights that are scored are looked at: their average where the run keeps one."""
+    kept = {int(path.stem.rpartition("-")[2]): path for path in run.glob("checkpoint-*.pt")}
+    every = sorted({**kept, config.iterations: run / "checkpoint.pt"}.items())
+    tables = [lessons(load_network(path)[0], split, config).assign(step=step) for step, path in every]
+    return pd.concat(tables).assign(run_id=run.name)
