@@ -1,8 +1,6 @@
 """A run's folder: every file name in it, what state the run is in, and where its numbers come from."""
 
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bidir.atomic import remove_drafts, write_text
+from bidir.atomic import digest, remove_drafts, write_bytes, write_text
 from bidir.config import REVISION, RunConfig, resolve
 
 BUSY = "another process works on this run"
@@ -62,6 +61,14 @@ class RunFolder:
         self.notebook, self.output = path / "notebook.ipynb", path / "log.txt"
         self.numbers = [self.provenance, self.metrics, *(path / f"{name}.csv" for name in Scores._fields)]
 
+    def kept(self) -> dict[int, Path]:
+        """The checkpoints that stay beside the last (``keep_every``), by iteration."""
+        return {int(path.stem.rpartition("-")[2]): path for path in self.path.glob("checkpoint-*.pt")}
+
+    def keep(self, step: int) -> None:
+        """Keep what is in the checkpoint now, that of iteration ``step``."""
+        write_bytes(self.path / f"checkpoint-{step}.pt", self.checkpoint.read_bytes())
+
     @classmethod
     def of(cls, config: RunConfig, manifest: str) -> "RunFolder":
         """The folder of the run of ``config`` on the dataset with that manifest."""
@@ -78,10 +85,9 @@ class RunFolder:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError as error:
+                except BlockingIOError as held:
                     if time.monotonic() > until:
-                        why = f"{BUSY}; waited {patience:.0f} s"
-                        raise BlockingIOError(error.errno, why, str(self.path)) from error
+                        raise BlockingIOError(held.errno, f"{BUSY}; waited {patience:.0f} s", str(self.path)) from held
                     time.sleep(0.2)
             yield
 
@@ -187,12 +193,8 @@ class RunFolder:
         """Write the final scores, then DONE, which holds the digests of all numbers, for ``sha256sum -c``."""
         scores.write(self.path)
         self.update(facts)
-        write_text(self.done, "".join(f"{_digest(path)}  {path.name}\n" for path in self.numbers))
+        write_text(self.done, "".join(f"{digest(path)}  {path.name}\n" for path in self.numbers))
         self.failed.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @lru_cache(100_000)  # by when its files were last changed: who watches runs asks every second
@@ -201,9 +203,9 @@ def _damage(path: Path, _: tuple) -> str:
     try:
         done = os.listdir(path) and folder.done.is_file()
         at = folder.done
-        for digest, name in dict(map(str.split, at.read_text().splitlines() if done else ())).items():
+        for known, name in dict(map(str.split, at.read_text().splitlines() if done else ())).items():
             at = path / name
-            if _digest(at) != digest:
+            if digest(at) != known:
                 raise ValueError("not what DONE holds the digest of")  # older code's holds none
         at = folder.provenance
         if done or at.is_file():
@@ -238,13 +240,11 @@ def _row(line: bytes) -> dict[str, Any]:
 def code_provenance() -> dict[str, Any]:
     """Git commit, whether code that computes differs from it (None where git cannot say), versions."""
     changes = _git("status", "--porcelain", "--", "bidir")
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    dirty = None if changes is None else bool(changes)
-    code = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": dirty, "python": platform.python_version()}
-    return {**code, "versions": versions}
+    code = {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+    return {**code, "python": platform.python_version(), "versions": {name: version(name) for name in PACKAGES}}
 
 
 def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parents[2]
-    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    git = ["git", "-C", Path(__file__).parents[2], *arguments]
+    result = subprocess.run(git, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None

@@ -14,8 +14,7 @@ import torch
 from accelerate import Accelerator, notebook_launcher
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from bidir.atomic import write_bytes
-from bidir.config import ConfigError, Machine, RunConfig
+from bidir.config import ConfigError, RunConfig
 from bidir.data.loader import StepSampler, TrainingCrops, make_loader
 from bidir.data.open import dataset_manifest, open_split
 from bidir.data.split import Split
@@ -110,7 +109,7 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
     for done, batch in enumerate(steps, start + 1):
         row = train_step(network, model, optimizer, batch, config, done - 1, accelerator, average)
         health.look(row)
-        logged, saved, validated = _due(config, done, val.masks is not None)
+        logged, saved, kept, validated = _due(config, done, val.masks is not None)
         if logged or saved:
             health.check()
         if logged:
@@ -126,23 +125,18 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
             save_state(folder.checkpoint, network, optimizer, accelerator, facts, average)
             if main:
                 folder.update({"seconds": round(before + time.perf_counter() - began, 1)})
-                if kept(config, done):
-                    write_bytes(folder.path / f"checkpoint-{done}.pt", folder.checkpoint.read_bytes())
+                if kept:
+                    folder.keep(done)
     seconds = round(before + time.perf_counter() - began, 1)
     finish(config, accelerator, scored, data, folder, {"seconds": seconds, "resumed_at": start}, progress)
 
 
-def _due(config: RunConfig, done: int, scored: bool) -> tuple[bool, bool, bool]:
-    """Whether iteration ``done`` is logged, saved, validated; the last one gets its scores from ``finish``."""
-    last = done == config.iterations
+def _due(config: RunConfig, done: int, scored: bool) -> tuple[bool, bool, bool, bool]:
+    """Whether iteration ``done`` is logged, saved, kept, validated; the last one gets its scores from ``finish``."""
+    last, kept = done == config.iterations, config.keep_every > 0 and done % config.keep_every == 0
     validated = scored and config.eval_every > 0 and done % config.eval_every == 0 and not last
     logged = done % config.log_every == 0 or (config.gradients_every and done % config.gradients_every == 0)
-    return logged or last, done % config.checkpoint_every == 0 or kept(config, done) or last, validated
-
-
-def kept(config: Machine, done: int) -> bool:
-    """Whether the checkpoint of iteration ``done`` stays, beside the last, to look into training later."""
-    return config.keep_every > 0 and done % config.keep_every == 0
+    return logged or last, done % config.checkpoint_every == 0 or kept or last, kept, validated
 
 
 def finish(

@@ -15,7 +15,7 @@ from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
 from bidir.study.intervals import differences, holm, mean_interval, percent, seeds_needed
 from bidir.study.registry import grid_scores, read_registry
-from bidir.study.tables import DRAWS, short_title
+from bidir.study.tables import DRAWS, drawn_runs, short_title
 
 ASKED = ["data", "question", "registry", "grid", "first", "second", "endpoint"]  # the rest is computed
 LEAST, NAN = 3, float("nan")  # seeds of which a claim is made
@@ -120,7 +120,7 @@ def stale_figures(folder: str | Path) -> list[str]:
     tables, stale = read_registry(folder), []
     done = set(tables["runs"].query("state == 'done'")["run_id"])
     for path in sorted(resolve(folder).glob("figures/fig*.csv")):
-        drawn = set(pd.read_csv(path).filter(like="run_id").stack())
+        drawn = drawn_runs(path)
         cells = tables["grids"][tables["grids"]["grid"] == DRAWS[path.name[:4]]]
         cases = cells[cells["case"].isin(cells[cells["run_id"].isin(drawn)]["case"])]
         lacking = set(cases["run_id"]) & done - drawn if len(drawn) > 1 else set()  # an example is one run

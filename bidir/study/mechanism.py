@@ -1,7 +1,5 @@
 """What each teacher could tell the other, and what S's loss does: counted against masks, pixel by pixel."""
 
-from pathlib import Path
-
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from bidir.config import RunConfig
 from bidir.data.loader import WholeImages, collate
+from bidir.data.open import open_split
 from bidir.data.split import Split
 from bidir.method.losses import feedback_loss
 from bidir.method.maps import multi_scale_pass, needed
@@ -16,6 +15,7 @@ from bidir.method.network import DualBranchNetwork
 from bidir.method.tensors import IGNORE, Batch, nearest, resize
 from bidir.run.checkpoint import load_network
 from bidir.run.evaluation import predict_maps
+from bidir.run.folder import RunFolder
 
 GROUPS = ("background", "found object", "missed object")  # by the mask; objects where the CAM is right, where not
 
@@ -62,10 +62,13 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
     return pd.DataFrame(rows)
 
 
-def over_checkpoints(run: Path, split: Split, config: RunConfig) -> pd.DataFrame:
-    """``lessons`` at each checkpoint that a finished run kept (``keep_every``) and at its last: columns run_id and step
-    beside. The weights that are scored are looked at: their average where the run keeps one."""
-    kept = {int(path.stem.rpartition("-")[2]): path for path in run.glob("checkpoint-*.pt")}
-    every = sorted({**kept, config.iterations: run / "checkpoint.pt"}.items())
+def over_checkpoints(run: RunFolder, images: int, **where: str) -> pd.DataFrame:
+    """``lessons`` on so many validation images at each checkpoint that a finished run kept (``keep_every``) and at its
+    last: columns run_id, step and images beside. The weights that are scored are looked at: their average where the run
+    keeps one. ``where``: settings of the machine."""
+    config = RunConfig.from_stored(run.facts()["config"]).replace(**where)
+    split = open_split(config, "val")
+    split = split.select(split.spread(images))
+    every = sorted({**run.kept(), config.iterations: run.checkpoint}.items())
     tables = [lessons(load_network(path)[0], split, config).assign(step=step) for step, path in every]
-    return pd.concat(tables).assign(run_id=run.name)
+    return pd.concat(tables).assign(run_id=run.run_id, images=images)

@@ -11,7 +11,7 @@ from string import Template
 import pandas as pd
 from PIL import Image
 
-from bidir.study.tables import DRAWS, Tables
+from bidir.study.tables import DRAWS, Tables, drawn_runs
 
 
 def page(body: str, title: str) -> str:
@@ -53,8 +53,7 @@ def figure_html(path: Path, title: str, notebook: str, tables: Tables, start: Pa
     Image.open(path).convert("RGB").save(image := BytesIO(), "webp", quality=90)  # a seventh of a picture's PNG
     source = "data:image/webp;base64," + b64encode(image.getvalue()).decode()
     name, caption = f"Figure {_number(path)} ({title})", path.with_suffix(".md").read_text().strip()
-    data, grids = pd.read_csv(csv := path.with_suffix(".csv")), tables["grids"].set_index("run_id")["grid"]
-    ids = set(data.get("run_id", pd.Series(dtype=str)).dropna())
+    ids, grids = drawn_runs(path), tables["grids"].set_index("run_id")["grid"]
     own = DRAWS[path.name[:4]]
     of = own if ids <= set(grids[grids == own].index) else ", ".join(grids[grids.index.isin(ids)].unique())
     commits = tables["runs"].set_index("run_id")["git_commit"].reindex(sorted(ids)).str[:10].unique()
@@ -63,7 +62,7 @@ def figure_html(path: Path, title: str, notebook: str, tables: Tables, start: Pa
     return (
         f'<figure><img alt="{escape(f"{name}: {caption}")}" src="{source}"><figcaption>'
         f"<b>{escape(name)}.</b> {prose(caption)}<small>{made}; "
-        f'<a href="{escape(relpath(csv, start))}">numbers (CSV)</a></small></figcaption></figure>'
+        f'<a href="{escape(relpath(path.with_suffix(".csv"), start))}">numbers (CSV)</a></small></figcaption></figure>'
     )
 
 

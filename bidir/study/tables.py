@@ -67,6 +67,11 @@ def forget(stem: Path) -> None:
         old.unlink()
 
 
+def drawn_runs(figure: Path) -> set[str]:
+    """The runs whose numbers stand in a figure's CSV."""
+    return set(pd.read_csv(figure.with_suffix(".csv")).filter(like="run_id").stack())
+
+
 def mean_scores(tables: Tables, grid: str) -> pd.DataFrame:
     """``grid_scores`` of class ``mean``: a row per run, protocol and map, its iou is mIoU. Errors: ``LookupError``."""
     return grid_scores(tables, grid).query("`class` == 'mean'")

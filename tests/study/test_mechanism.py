@@ -1,6 +1,7 @@
 """Counts of what teachers know against loops over pixels; the push of the loss against softmax by hand."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from bidir.data.loader import WholeImages, collate
 from bidir.data.open import open_split
 from bidir.run.checkpoint import load_network
 from bidir.run.evaluation import predict_maps
+from bidir.run.folder import RunFolder
 from bidir.study.mechanism import GROUPS, lessons, over_checkpoints, push
 
 
@@ -46,11 +48,12 @@ def test_counts_are_those_of_a_loop_over_pixels(short):
 
 
 def test_every_checkpoint_that_stays_is_looked_at(short, tmp_path):
-    config, path = short
-    for name in ("checkpoint-24.pt", "checkpoint.pt"):
-        (tmp_path / name).write_bytes((path / "checkpoint.pt").read_bytes())
-    table = over_checkpoints(tmp_path, open_split(config, "val").select(np.arange(2)), config)
-    assert table["step"].tolist() == [24] * len(table)
-    assert table["group"].tolist() == [*GROUPS]
-    assert table["run_id"].eq(tmp_path.name).all()
+    run = RunFolder(shutil.copytree(short[1], tmp_path / "run"))
+    run.keep(12)
+    table = over_checkpoints(run, 2)
+    assert table["step"].tolist() == [12] * len(GROUPS) + [24] * len(GROUPS)
+    assert table["group"].tolist() == [*GROUPS] * 2
+    assert set(table["run_id"]) == {"run"}
+    assert set(table["images"]) == {2}
+    table = table[table["step"] == 24]
     assert table["pixels"].sum() == pytest.approx(2 * 24 * 24, rel=0.05)  # few are on a border
