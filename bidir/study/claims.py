@@ -82,8 +82,9 @@ def endpoint_title(endpoint: str) -> str:
 
 
 def headlines(claims: pd.DataFrame) -> list[str]:
-    """The sentences of the first claim on each ``data`` and of all that are resolved."""
-    return [*claims.loc[~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"]), "sentence"]]
+    """The sentences of the first claim on each ``data`` and of each question's first that is resolved."""
+    told = claims[~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])]
+    return [*told.drop_duplicates(["data", "question", "reading"])["sentence"]]
 
 
 def claims_table(claims: pd.DataFrame) -> pd.DataFrame:

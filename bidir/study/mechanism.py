@@ -63,12 +63,12 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
 
 
 def over_checkpoints(run: RunFolder, images: int, **where: str) -> pd.DataFrame:
-    """``lessons`` on so many validation images at each checkpoint that a finished run kept (``keep_every``) and at its
-    last: columns run_id, step and images beside. The weights that are scored are looked at: their average where the run
-    keeps one. ``where``: settings of the machine."""
+    """``lessons`` on so many validation images, of the weights that are scored, at each checkpoint that a finished run
+    kept since its S -> C began and at its last: columns run_id, step, images beside. ``where``: the machine's."""
     config = RunConfig.from_stored(run.facts()["config"]).replace(**where)
     split = open_split(config, "val")
     split = split.select(split.spread(images))
     every = sorted({**run.kept(), config.iterations: run.checkpoint}.items())
+    every = [(step, path) for step, path in every if step >= config.s2c_start]
     tables = [lessons(load_network(path)[0], split, config).assign(step=step) for step, path in every]
     return pd.concat(tables).assign(run_id=run.run_id, images=images)

@@ -49,9 +49,10 @@ def test_counts_are_those_of_a_loop_over_pixels(short):
 
 def test_every_checkpoint_that_stays_is_looked_at(short, tmp_path):
     run = RunFolder(shutil.copytree(short[1], tmp_path / "run"))
-    run.keep(12)
+    for step in (short[0].s2c_start - 1, short[0].s2c_start):  # before that S says nothing
+        run.keep(step)
     table = over_checkpoints(run, 2)
-    assert table["step"].tolist() == [12] * len(GROUPS) + [24] * len(GROUPS)
+    assert table["step"].tolist() == [short[0].s2c_start] * len(GROUPS) + [24] * len(GROUPS)
     assert table["group"].tolist() == [*GROUPS] * 2
     assert set(table["run_id"]) == {"run"}
     assert set(table["images"]) == {2}
