@@ -43,16 +43,16 @@ def remove_drafts(folder: Path, age: float = 0) -> None:
                 draft.unlink()
 
 
-def digest(*files: Path) -> str:
+def files_digest(*files: Path) -> str:
     """Hex SHA-256 of what files hold, one after another. Errors: ``OSError``."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def content_digest(path: str | Path) -> str:
-    """``digest`` of a model to start from: a checkpoint, or what ``export_model`` wrote. Errors: ``WeightsError``."""
+    """Digest of a model to start from: a checkpoint, or what ``export_model`` wrote. Errors: ``WeightsError``."""
     found = resolve(path)
     try:
-        return digest(*([found / "model.safetensors", found / "config.json"] if found.is_dir() else [found]))
+        return files_digest(*([found / "model.safetensors", found / "config.json"] if found.is_dir() else [found]))
     except OSError as error:
         raise WeightsError(
             f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"

@@ -108,8 +108,8 @@ class Evaluation:
     eval_scales: Scales = at((1.0, 0.5, 0.75), "scales of the multi-scale + flip protocol")
     crf_probabilities: Literal["loss", "softmax", "sigmoid"] = at("loss", "P_s for the CRF; loss: as c2s_loss says")
     log_every: int = at(10, "iterations between logged rows", ge=1, le=MOST)
-    gradients_every: int = at(0, "iterations between rows with each term's gradient; 0: none", ge=0, le=MOST)
-    score_train: int = at(0, "training images scored at the end too, evenly spaced; 0: none", ge=0, le=MOST)
+    gradients_every: int = at(0, "iterations between rows of terms' gradients on the encoder; 0: none", ge=0, le=MOST)
+    score_train: int = at(0, "training images whose maps are scored too, evenly spaced; 0: none", ge=0, le=MOST)
 
 
 @settings

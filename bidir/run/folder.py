@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bidir.atomic import digest, remove_drafts, write_bytes, write_text
+from bidir.atomic import files_digest, remove_drafts, write_bytes, write_text
 from bidir.config import REVISION, RunConfig, resolve
 
 BUSY = "another process works on this run"
@@ -193,7 +193,7 @@ class RunFolder:
         """Write the final scores, then DONE, which holds the digests of all numbers, for ``sha256sum -c``."""
         scores.write(self.path)
         self.update(facts)
-        write_text(self.done, "".join(f"{digest(path)}  {path.name}\n" for path in self.numbers))
+        write_text(self.done, "".join(f"{files_digest(path)}  {path.name}\n" for path in self.numbers))
         self.failed.unlink(missing_ok=True)
 
 
@@ -205,7 +205,7 @@ def _damage(path: Path, _: tuple) -> str:
         at = folder.done
         for known, name in dict(map(str.split, at.read_text().splitlines() if done else ())).items():
             at = path / name
-            if digest(at) != known:
+            if files_digest(at) != known:
                 raise ValueError("not what DONE holds the digest of")  # older code's holds none
         at = folder.provenance
         if done or at.is_file():
