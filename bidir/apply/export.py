@@ -25,7 +25,7 @@ def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> 
     content, out = load_checkpoint(checkpoint), Path(out)
     facts = RunFolder(Path(checkpoint).parent).facts()
     config = {name: value for name, value in json.loads(content["config"]).items() if name not in MACHINE_FIELDS}
-    tensors = {name: value.contiguous() for name, value in content["model"].items()}
+    tensors = {name: value.contiguous() for name, value in content.get("average", content["model"]).items()}
     write_bytes(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     held = {"config": config, "classes": content["classes"], "step": content["step"]}
     write_text(out / "config.json", json.dumps(held, indent=1) + "\n")

@@ -143,9 +143,10 @@ def _begin(out: Path, network: DualBranchNetwork, config: RunConfig, split: Spli
 
 
 def open_model(checkpoint: str | Path, **where: Any) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
-    """``load_network`` on this process's device, with ``where`` in place of what the configuration says."""
+    """``load_network`` on this process's device, with ``where`` in place of what the configuration says; ``ema_decay``
+    = 0 there takes the weights of the last step, not their average."""
     settle_memory()
-    network, config, class_names = load_network(checkpoint)
+    network, config, class_names = load_network(checkpoint, averaged=where.get("ema_decay") != 0)
     config = config.replace(**{"device": "auto", **where})
     state = PartialState(cpu=config.device == "cpu", timeout=distributed.PATIENCE)
     return network.to(state.device), config, class_names

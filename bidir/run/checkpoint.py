@@ -96,8 +96,11 @@ def resume(
         raise WeightsError(f"{path}: no run can go on from it ({error!r:.300}); {REMEDY}") from error
 
 
-def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
-    """A trained network in eval mode, its configuration and its class names.
+def load_network(
+    path: str | Path, device: str = "cpu", averaged: bool = True
+) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
+    """A trained network in eval mode, its configuration and its class names; with the average of its weights if the
+    run kept one, or, not ``averaged``, as the last step left them.
     ``path``: a checkpoint, a folder by ``export_model``, or its hub name, user/name. Errors: ``WeightsError``."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not Path(path).exists() and Path(path).suffix != ".pt"
     folder = from_hub(str(path)) if on_hub else Path(path)
@@ -107,7 +110,7 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[DualBranchNetwo
     except (ConfigError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: made by another version of this project, or damaged ({error})") from error
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(classes))
-    load_matching(network, content.get("average", content["model"]), str(path))
+    load_matching(network, content.get("average" if averaged else "model", content["model"]), str(path))
     return network.to(device, memory_format=torch.channels_last).eval(), config, classes
 
 

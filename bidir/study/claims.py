@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tabulate import tabulate
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
 from bidir.study.intervals import differences, holm, mean_interval, percent, seeds_needed
+from bidir.study.parameters import from_yaml
 from bidir.study.registry import grid_scores, read_registry
 from bidir.study.tables import DRAWS, drawn_runs, short_title
 
@@ -24,35 +26,43 @@ LEAST, NAN = 3, float("nan")  # seeds of which a claim is made
 def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
     """What is asked in a file of claims, each answered from its registry: a row per claim, with seeds, mean and
     half_width (paired, 95 % t), p by Holm within ``data`` and ``grid``, visible (the smallest difference that these
-    seeds would resolve with 80 % power), reading and sentence; differences in 0..1.
+    seeds would resolve with 80 % power by Holm's first and strictest step), reading and sentence; differences in 0..1.
     Errors: ``ConfigError`` for a claim that lacks one of ``ASKED`` or whose arms no runs share."""
-    asked = yaml.safe_load(resolve(path).read_text())
-    for number, claim in enumerate(asked, 1):
+    asked = from_yaml(resolve(path).read_bytes(), str(path))
+    for number, claim in enumerate(asked if isinstance(asked, list) else [{}], 1):
         if lacking := [name for name in ASKED if name not in claim]:
             raise ConfigError(f"{path}: claim {number} has no {lacking[0]}; it needs {', '.join(ASKED)}")
-    tables = cache(read_registry)
-    rows = [{**{name: claim[name] for name in ASKED}, **_measured(tables(claim["registry"]), claim)} for claim in asked]
+    tables, families = cache(read_registry), Counter((claim["data"], claim["grid"]) for claim in asked)
+    rows = [
+        {name: claim[name] for name in ASKED}
+        | _measured(tables(claim["registry"]), claim, families[claim["data"], claim["grid"]])
+        for claim in asked
+    ]
     claims = pd.DataFrame(rows)
     claims["p"] = claims.groupby(["data", "grid"], sort=False)["p"].transform(holm)
     claims["reading"] = claims.apply(_reading, axis=1)
     return claims.assign(sentence=claims.apply(_sentence, axis=1))
 
 
-def _measured(tables: dict[str, pd.DataFrame], claim: dict[str, Any]) -> dict[str, float]:
-    """The paired difference that a claim is about: seeds, mean, half_width, p (not corrected), visible."""
+def _measured(tables: dict[str, pd.DataFrame], claim: dict[str, Any], family: int) -> dict[str, float]:
+    """The paired difference that a claim, one of so many, is about: seeds, mean, half_width, p (not corrected), visible."""
     protocol, name, *part = claim["endpoint"].split("/")
-    scores = grid_scores(tables, claim["grid"], part=part[0] if part else "val")
+    try:
+        scores = grid_scores(tables, claim["grid"], part=part[0] if part else "val")
+    except LookupError as error:
+        raise ConfigError(f"claim {claim['question']!r}: {error.args[0]}") from error
     scores = scores[(scores[["protocol", "map", "class"]] == [protocol, name, "mean"]).all(axis=1)]
     of = {arm: (scores[[*claim[arm]]] == [*claim[arm].values()]).all(axis=1) for arm in ("first", "second")}
     arms = pd.concat([scores[chosen].assign(arm=arm) for arm, chosen in of.items()])
     gains = differences(arms, "arm", [("first", "second")], ["protocol", "map"], "iou").assign(claim=0)
     if gains.empty:
         raise ConfigError(f"claim {claim['question']!r}: no seed of grid {claim['grid']!r} has both arms")
-    row, sd = mean_interval(gains, ["claim"], "iou").iloc[0], gains["iou"].std()
+    row, sd = mean_interval(gains, ["claim"], "iou").iloc[0], max(gains["iou"].std(), 1e-9)
     seeds = int(row["seeds"])
-    if seeds < LEAST or not sd:
+    if seeds < LEAST:
         return {"seeds": seeds, "mean": row["mean"], "half_width": NAN, "p": 1.0, "visible": NAN}
-    seen = bisect_left(range(1, 1000), True, key=lambda effect: seeds_needed(sd, effect / 1000) <= seeds)
+    level = 1 - 0.05 / family
+    seen = bisect_left(range(1, 1000), True, key=lambda effect: seeds_needed(sd, effect / 1000, level=level) <= seeds)
     chance = 2 * stdtr(seeds - 1, -abs(row["mean"]) / sd * seeds**0.5)
     return {**row[["mean", "half_width"]], "seeds": seeds, "p": float(chance), "visible": (1 + seen) / 1000}
 

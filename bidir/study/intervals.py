@@ -5,7 +5,7 @@ from bisect import bisect_left
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import nctdtr, stdtrit  # quantiles of Student's t; scipy.stats takes long to import
+from scipy.special import ncfdtr, stdtrit  # quantiles of Student's t; scipy.stats takes long to import
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def seeds_needed(sd: float, effect: float, power: float = 0.8, level: float = 0.
         raise ValueError(f"sd = {sd}, effect = {effect}: neither may be 0")
 
     def power_of(seeds: int) -> float:
-        far, limit = abs(effect) / sd * seeds**0.5, stdtrit(seeds - 1, (1 + level) / 2)
-        return 1 - nctdtr(seeds - 1, far, limit) + nctdtr(seeds - 1, far, -limit)
+        limit = stdtrit(seeds - 1, (1 + level) / 2)  # of |t|; t² is Fisher's F, of noncentrality n (effect / sd)²
+        return 1 - ncfdtr(1, seeds - 1, seeds * (effect / sd) ** 2, limit**2)
 
     return 2 + bisect_left(range(2, 1_000_000), power, key=power_of)

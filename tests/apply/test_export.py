@@ -16,8 +16,11 @@ from bidir.run.checkpoint import load_network, save_checkpoint
 from bidir.run.training import fit
 
 
-def test_an_export_loads_back_and_its_card_tells_the_runs_numbers(quick, tmp_path):
-    run = fit(quick.replace(iterations=2, supervision="c2s", runs_dir=str(tmp_path)), progress=False)
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_an_export_loads_back_and_its_card_tells_the_runs_numbers(quick, tmp_path, ema_decay):
+    """What is exported is what was scored: the average of the weights where the run kept one."""
+    config = quick.replace(iterations=2, supervision="c2s", runs_dir=str(tmp_path), ema_decay=ema_decay)
+    run = fit(config, progress=False)
     out = export_model(run / "checkpoint.pt", tmp_path / "export")
     before, config, classes = load_network(run / "checkpoint.pt")
     after, same_config, same_classes = load_network(out)

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
 
+from bidir.apply.predict import score
 from bidir.config import ConfigError, RunConfig
 from bidir.data.open import open_split
 from bidir.run.checkpoint import load_checkpoint, load_network
@@ -91,6 +93,15 @@ def test_training_images_are_scored_by_the_average_and_kept_apart(averaged):
         watched.scores().per_class.query("protocol == 'raw' and map == 'branch_s' and `class` == 'mean'")["iou"].item(),
         abs=1e-5,
     )
+
+
+def test_the_last_weights_are_scored_on_demand(averaged):
+    """They are those of the same run that keeps no average: its scores come back."""
+    _, watched, plain = averaged
+    last = score(watched.checkpoint, ["raw"], ema_decay=0).per_class
+    expected = plain.scores().per_class.query("protocol == 'raw'").drop(columns="part").reset_index(drop=True)
+    pd.testing.assert_frame_equal(expected, last, check_exact=False, atol=1e-5, check_dtype=False)
+    assert not np.allclose(score(watched.checkpoint, ["raw"]).per_class["iou"], last["iou"], equal_nan=True)
 
 
 def test_new_settings_leave_the_ids_of_older_runs_alone():
