@@ -164,7 +164,7 @@ def _image_rows(key: Key, counts: Int[Tensor, "B S S1"], names: list[str], class
     return [row for row in rows if row[-2] or row[-1]]
 
 
-def mean_scores(per_class: pd.DataFrame) -> dict[str, float]:
+def means_by_name(per_class: pd.DataFrame) -> dict[str, float]:
     """``{"raw/branch_s": mIoU, ...}``, and of the pseudo-labels ``ms/y_c/precision`` and ``ms/y_c/coverage`` too."""
     scores = {}
     for row in per_class[per_class["class"] == "mean"].itertuples():

@@ -92,12 +92,8 @@ class RunFolder:
             yield
 
     def state(self) -> str:
-        """done | running | failed (damaged, too) | interrupted | waiting (to be started). Only reads."""
-        return self._look()[0]
-
-    def reason(self) -> str:
-        """Why the run failed, which file is damaged and how, what a finished one lacks beside its numbers; or ""."""
-        return self._look()[1]
+        """What ``look`` sees first."""
+        return self.look()[0]
 
     def finished(self) -> bool:
         """Whether the run is done and its numbers are whole."""
@@ -108,7 +104,9 @@ class RunFolder:
         stats = [file.stat() if file.exists() else None for file in (self.path, self.done, *self.numbers)]
         return _damage(self.path, tuple(stat and (stat.st_ctime_ns, stat.st_size) for stat in stats))
 
-    def _look(self) -> tuple[str, str]:
+    def look(self) -> tuple[str, str]:
+        """The state, done | running | failed (damaged, too) | interrupted | waiting (to be started), and why: of a
+        failure, which file is damaged and how, what a finished run lacks beside its numbers; or "". Only reads."""
         try:
             if not os.path.lexists(self.path):
                 return "waiting", ""

@@ -24,7 +24,7 @@ from bidir.method.supervision import active
 from bidir.method.tensors import Batch
 from bidir.progress import Stopped, bar
 from bidir.run.checkpoint import begin_from, resume, save_state
-from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, mean_scores
+from bidir.run.evaluation import COLUMNS, IMAGE_COLUMNS, evaluate, means_by_name
 from bidir.run.folder import RunFolder, Scores
 from bidir.run.machine import machine, make_accelerator, peak_memory_mib
 from bidir.run.preflight import check_config, check_files, check_processes
@@ -117,7 +117,7 @@ def _fit(config: RunConfig, accelerator: Accelerator, data: Parts, folder: RunFo
         if validated:
             propagation = active(config, done - 1).propagation
             scores = evaluate(scored, val, sizes, config, WATCHED, config.eval_images, False, propagation)
-            means = {name: round(value, 5) for name, value in mean_scores(scores.per_class).items()}
+            means = {name: round(value, 5) for name, value in means_by_name(scores.per_class).items()}
             log(folder, accelerator, {"step": done, "kind": "val", **means})
         if saved:
             facts = {"step": done, "config": json.dumps(asdict(config)), "classes": list(train.class_names)}
@@ -152,7 +152,7 @@ def finish(
     (train, val, sizes), scored = data, data.val.masks is not None
     nothing = Scores(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=IMAGE_COLUMNS))
     scores = evaluate(network, val, sizes, config, progress=progress) if scored else nothing
-    results, tables = mean_scores(scores.per_class), {"val": scores}
+    results, tables = means_by_name(scores.per_class), {"val": scores}
     if config.score_train:
         some = train.select(train.spread(config.score_train))
         sizes = some.check(masks=True, progress=False)

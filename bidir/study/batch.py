@@ -131,7 +131,7 @@ def _follow(futures: dict[Future, str], jobs: dict[str, Job], total: int, submit
                 if error == BUSY and _to_run(folder, False):
                     submit(run_id)
                     continue
-                error = folder.reason() if error == BUSY else error
+                error = folder.look()[1] if error == BUSY else error
                 steps[run_id], count = left[run_id], f"{total - len(futures)}/{total}"
                 whole.set_description(f"{count} runs", refresh=False)
                 if not shown:

@@ -45,7 +45,7 @@ def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
 
 
 def _measured(tables: dict[str, pd.DataFrame], claim: dict[str, Any], family: int) -> dict[str, float]:
-    """The paired difference that a claim, one of so many, is about: seeds, mean, half_width, p (not corrected), visible."""
+    """The paired difference of a claim, one of so many: seeds, mean, half_width, p (not corrected), visible."""
     protocol, name, *part = claim["endpoint"].split("/")
     try:
         scores = grid_scores(tables, claim["grid"], part=part[0] if part else "val")

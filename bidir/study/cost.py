@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "c2s, PAR": {"supervision": "c2s", "propagation": "par", **PLAIN}, "c2s, BSP": {"supervision": "c2s", **PLAIN},
     "both, BSP": {"supervision": "both", **PLAIN}, "full method": {}, "full method, three scales and flips": THREE,
 }  # fmt: skip
-SETTINGS: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "EfficientNet-Lite0, 8 crops of 128 px": dict(crop_size=128, batch_size=8),
     "MiT-B1, 2 crops of 320 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=320, batch_size=2),
 }
@@ -140,7 +140,7 @@ def cost(config: RunConfig) -> pd.DataFrame:
     peak memory, both also as ratio to full supervision in the same setting, steps, and what it was measured on."""
     on = machine(torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"))
     rows, what = [], f"{on['hardware']}, {on['threads']} threads"
-    for setting, changes in SETTINGS.items():
+    for setting, changes in SIZES.items():
         jobs = {part: (measure, config.replace(**changes, **axes)) for part, axes in METHODS.items()}
         if "encoder" not in changes:
             jobs["PAR alone"] = (measure_refinement, config.replace(**changes))

@@ -115,13 +115,10 @@ def _parts(content: dict, grid: Any, overrides: dict[str, Any], where: str) -> t
 
 
 def plan(jobs: list[Job]) -> pd.DataFrame:
-    """One row per cell and seed: grid, case, seed, run_id, state, step, iterations, seconds, reason of a failure."""
-    runs = {job.folder.run_id: (job.folder, job.config.iterations) for job in jobs}
-    known = {run_id: {"state": folder.state(), "step": folder.last_step(), "iterations": iterations,
-                      "seconds": folder.facts().get("seconds"), "reason": folder.reason()}
-             for run_id, (folder, iterations) in runs.items()}  # fmt: skip
-    return pd.DataFrame([{"grid": job.grid, "case": job.cell, "seed": job.config.seed, "run_id": job.folder.run_id,
-                          **known[job.folder.run_id]} for job in jobs])  # fmt: skip
+    """One row per cell and seed: grid, case, seed, run_id, state, reason of a failure."""
+    seen = {run_id: folder.look() for run_id, folder in {job.folder.run_id: job.folder for job in jobs}.items()}
+    rows = [(job.grid, job.cell, job.config.seed, job.folder.run_id, *seen[job.folder.run_id]) for job in jobs]
+    return pd.DataFrame(rows, columns=["grid", "case", "seed", "run_id", "state", "reason"])
 
 
 def progress_table(jobs: list[Job]) -> pd.DataFrame:
@@ -129,14 +126,14 @@ def progress_table(jobs: list[Job]) -> pd.DataFrame:
     rows, order = [], ["running", "failed", "interrupted", "waiting", "done"]
     for job in {job.folder.run_id: job for job in jobs}.values():
         folder, iterations = job.folder, job.config.iterations
-        state, step, seconds, clock = folder.state(), folder.last_step(), folder.facts().get("seconds", 0), ""
+        (state, reason), step, seconds, clock = folder.look(), folder.last_step(), folder.facts().get("seconds", 0), ""
         if state == "running" and step:  # run.json has the seconds up to when it was last written
             seconds += folder.metrics.stat().st_mtime - folder.provenance.stat().st_mtime
             left = tqdm.format_interval(seconds * (iterations - step) / step)
             clock = f"{left} left" if step < iterations else "scoring"
         clock = f"took {tqdm.format_interval(seconds)}" if state == "done" else clock
         rows.append({"run": job.name, "state": state, "iteration": f"{step} of {iterations}", "time": clock,
-                     "last": folder.reason() or last_value(folder), "folder": folder.run_id})  # fmt: skip
+                     "last": reason or last_value(folder), "folder": folder.run_id})  # fmt: skip
     return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["state"]))).set_index("run")
 
 
@@ -169,7 +166,8 @@ def check(jobs: list[Job], here: bool = True) -> None:
     the runs take place ``here``, hardware and packages. Errors: ``ConfigError``, ``DataError``, ``WeightsError``."""
     data, models = {}, {}
     for config in (job.config for job in jobs):
-        data.setdefault((data_of(config), config.crop_size, config.scale_max, config.supervision == "full"), config)
+        opens = (config.supervision == "full", config.eval_size, config.score_train)  # which masks, at which size
+        data.setdefault((data_of(config), config.crop_size, config.scale_max, *opens), config)
         models.setdefault((config.encoder, config.encoder_weights), config)
     for job in jobs if here else ():
         check_machine(job.config)

@@ -34,17 +34,10 @@ def differences(table: pd.DataFrame, column: str, pairs: list[tuple], by: list[s
     return pd.concat(rows, ignore_index=True)
 
 
-def paired_difference(
-    table: pd.DataFrame, column: str, first: object, second: object, by: list[str], value: str
-) -> pd.DataFrame:
-    """Mean of ``differences`` of one pair, per group; columns as ``mean_interval``."""
-    return mean_interval(differences(table, column, [(first, second)], by, value), by, value)
-
-
-def compare(scores: pd.DataFrame, column: str, pairs: list[tuple], by: list[str]) -> pd.DataFrame:
-    """Mean ``differences`` of iou for several pairs: with first, second and the ``reading``: higher or lower where the
-    interval leaves out 0, else not resolved; below three seeds, which give none: how many there are."""
-    table = mean_interval(differences(scores, column, pairs, by, "iou"), ["first", "second", *by], "iou")
+def compare(table: pd.DataFrame, column: str, pairs: list[tuple], by: list[str], value: str = "iou") -> pd.DataFrame:
+    """Mean ``differences`` of several pairs: with first, second and the ``reading``: higher or lower where the interval
+    leaves out 0, else not resolved; below three seeds, which give none: how many there are."""
+    table = mean_interval(differences(table, column, pairs, by, value), ["first", "second", *by], value)
     few, higher, lower = table["seeds"] < 3, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
     seeds = np.where(table["seeds"] < 2, "one seed", "two seeds")
     return table.assign(reading=np.select([few, higher, lower], [seeds, "higher", "lower"], "not resolved"))

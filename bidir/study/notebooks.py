@@ -27,7 +27,6 @@ from bidir.data.open import dataset_manifest, open_split
 from bidir.run.folder import RunFolder
 from bidir.study.registry import read_registry
 from bidir.study.report import page
-from bidir.study.tables import forget
 
 PLACES = ("runs_dir", "data_root")
 # papermill knows the names in the tagged cell alone; a notebook itself refuses one that none of its cells sets
@@ -142,7 +141,8 @@ def make_figures(results: str | Path, only: str = "", /, **parameters: Any) -> d
                 lacking = error.kind == "LookupError"
                 outcomes[name] = f"not run: {error.message}" if lacking else f"failed: {error.kind}: {error.message}"
                 for kind in ("figures/fig", "tables/table") if lacking else ():
-                    forget(resolve(results) / f"{kind}{name[1]}[_a-z]*")
+                    for old in resolve(results).glob(f"{kind}{name[1]}[_a-z]*.*"):
+                        old.unlink()
     return outcomes
 
 

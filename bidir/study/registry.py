@@ -48,7 +48,7 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
     Folders of runs that have not started are left out."""
     runs, parts = [], {name: [] for name in ("per_class", "per_step", "per_image")}
     for folder in map(RunFolder, paths):
-        reason, state = folder.reason(), folder.state()
+        state, reason = folder.look()
         state = state if state in ("done", "failed") else "interrupted"
         facts = {} if reason.startswith("damaged: ") else folder.facts()
         if facts or reason:  # without facts it failed before its first iteration, or is damaged
@@ -70,8 +70,9 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
 def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
     """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
     remove_drafts(resolve(out), age=3600)
-    counts = {"runs": tables["runs"].astype(dict.fromkeys(WHOLE, "Int64"))}  # also where an unfinished run has none
-    for name, table in {**tables, **counts}.items():
+    others = {name: table for name, table in tables.items() if name != "runs"}
+    runs = tables["runs"].astype(dict.fromkeys(WHOLE, "Int64"))  # also where an unfinished run has none
+    for name, table in {**others, "runs": runs}.items():  # which says whose rows the others hold: it is written last
         write_bytes(resolve(out) / f"{name}.parquet", table.to_parquet(index=False))
         text, packed = table.to_csv(index=False, float_format="%.6g").encode(), name == "per_image"
         target = resolve(out) / f"{name}.csv{'.gz' if packed else ''}"
@@ -95,14 +96,11 @@ def finished_runs(path: str | Path) -> tuple[set[str], str]:
 
 
 def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
-    """The tables in ``path``. Errors: ``FileNotFoundError`` that says how to make them."""
-    files = {name: resolve(path) / f"{name}.parquet" for name in SCHEMA}
-    if missing := [file.name for file in files.values() if not file.is_file()]:
-        raise FileNotFoundError(f"{path}: no {missing[0]}; `bidir sweep GRID --out {path}` writes it")
+    """The tables in ``path``. Errors: ``ConfigError`` that says how to make them."""
     try:
-        tables = {name: pd.read_parquet(file) for name, file in files.items()}
-    except ValueError as error:
-        raise ConfigError(f"{path}: damaged ({error}); `bidir sweep GRID --out {path}` writes it again") from error
+        tables = {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: lacking or damaged ({error}); `bidir sweep GRID --out {path}` writes it") from error
     runs = tables["runs"]
     older = [with_older(json.loads(text) if isinstance(text, str) else {}) for text in runs["config"]]  # NaN: none
     for name in ("per_class", "per_image"):  # older code scored nothing else

@@ -61,12 +61,6 @@ def save_table(text: pd.DataFrame, numbers: pd.DataFrame, stem: Path, caption: s
         write_text(stem.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
 
 
-def forget(stem: Path) -> None:
-    """Remove what was drawn of a figure or table before, since its runs are lacking now."""
-    for old in stem.parent.glob(f"{stem.name}.*"):
-        old.unlink()
-
-
 def drawn_runs(figure: Path) -> set[str]:
     """The runs whose numbers stand in a figure's CSV."""
     return set(pd.read_csv(figure.with_suffix(".csv")).filter(like="run_id").stack())

@@ -21,7 +21,7 @@ from bidir.study.grid import Cluster, read_cluster
 from bidir.study.notebooks import NotebookError, run_notebook
 
 STOPPED = "stopped"
-PATIENCE = 2.0  # seconds to wait for a run that another process is at, before the others have their turn
+TURN = 2.0  # seconds to wait for a run that another process is at, before the others have their turn
 
 
 def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> str:
@@ -35,8 +35,8 @@ def execute(values: dict[str, Any], path: str, stop: str, threads: int = 0) -> s
     if ended():
         return STOPPED
     try:
-        with folder.lock(PATIENCE, "OWNER"):
-            with folder.lock(PATIENCE):
+        with folder.lock(TURN, "OWNER"):
+            with folder.lock(TURN):
                 pass  # nobody trains it without a batch
             try:
                 if not (folder.finished() and folder.notebook.is_file()):  # by another, meanwhile

@@ -13,7 +13,7 @@ from bidir.data.open import open_split
 from bidir.method.network import DualBranchNetwork
 from bidir.method.tensors import Batch
 from bidir.run.checkpoint import load_network
-from bidir.run.evaluation import MAPS, evaluate, makes, mean_scores, predict_maps
+from bidir.run.evaluation import MAPS, evaluate, makes, means_by_name, predict_maps
 from bidir.run.metrics import confusion
 
 
@@ -32,7 +32,7 @@ def test_evaluation_is_the_sum_over_single_images(short):
     expected = np.mean((labelled.diagonal() / np.maximum(union, 1))[union > 0])
     scores = evaluate(network, split, split.check(masks=True, progress=False), config, progress=False)
     table = scores.per_class
-    assert mean_scores(table)["raw/branch_s"] == pytest.approx(expected, abs=2e-3)  # batched sums round differently
+    assert means_by_name(table)["raw/branch_s"] == pytest.approx(expected, abs=2e-3)  # batched sums round differently
     written = pd.read_csv(path / "per_class.csv")
     pd.testing.assert_frame_equal(written[table.columns], table, check_exact=False, atol=2e-3)
     limited = evaluate(

@@ -47,10 +47,10 @@ def test_the_state_is_what_the_files_say(tmp_path):
     for path, state in ((folder.checkpoint, "interrupted"), (folder.failed, "failed")):
         path.write_text("why\n")
         assert folder.state() == state
-        assert folder.reason() == ("why" if state == "failed" else "")
+        assert folder.look()[1] == ("why" if state == "failed" else "")
     folder.done.touch()
     assert folder.state() == "failed"
-    assert str(folder.provenance) in folder.reason()  # nothing of what DONE stands for is there
+    assert str(folder.provenance) in folder.look()[1]  # nothing of what DONE stands for is there
 
 
 def test_a_resume_with_other_code_says_so(quick, tmp_path, monkeypatch):

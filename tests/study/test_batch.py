@@ -135,7 +135,7 @@ def test_a_notebook_that_is_gone_is_drawn_anew_without_training(batch):
     assert {folder.checkpoint, folder.metrics, folder.done, folder.provenance} <= set(kept)
     folder.notebook.unlink()
     folder.failed.write_text("what an earlier attempt said\n")
-    assert (folder.state(), folder.reason()) == ("done", "")
+    assert folder.look() == ("done", "")
     (job,) = (job for job in batch["jobs"] if job.folder.path == folder.path)
     assert run_batch([job])["state"].tolist() == ["done"]
     assert folder.notebook.is_file()

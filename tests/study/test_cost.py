@@ -8,7 +8,7 @@ import pytest
 from bidir.study.cost import (
     BASE,
     METHODS,
-    SETTINGS,
+    SIZES,
     cost,
     duration,
     forecast,
@@ -46,9 +46,9 @@ def test_an_evaluated_image_is_measured(quick):
 
 @pytest.mark.slow
 def test_every_part_is_measured_in_a_process_of_its_own_and_set_beside_full_supervision(quick, monkeypatch):
-    name, changes = list(SETTINGS.items())[1]
+    name, changes = list(SIZES.items())[1]
     small = {**changes, "encoder": "mit_b0", "batch_size": 2, "crop_size": 64}
-    monkeypatch.setattr("bidir.study.cost.SETTINGS", {name: small})
+    monkeypatch.setattr("bidir.study.cost.SIZES", {name: small})
     monkeypatch.setattr("bidir.study.cost.METHODS", {part: METHODS[part] for part in (BASE, "Branch-C alone")})
     table = cost(quick)
     assert table["part"].tolist() == [BASE, "Branch-C alone"]

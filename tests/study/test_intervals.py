@@ -11,7 +11,6 @@ from bidir.study.intervals import (
     compare,
     holm,
     mean_interval,
-    paired_difference,
     percent,
     seeds_needed,
     t_interval,
@@ -52,7 +51,7 @@ def scores():
 
 
 def test_paired_difference_by_hand(scores):
-    result = paired_difference(scores, "supervision", "c2s", "both", ["map"], "iou").iloc[0]
+    result = compare(scores, "supervision", [("c2s", "both")], ["map"]).iloc[0]
     assert result["mean"] == pytest.approx(0.03)
     assert result["half_width"] == pytest.approx(T2 * 0.01 / math.sqrt(3), rel=1e-5)  # s = 0.01
     assert result["seeds"] == 3
@@ -73,7 +72,7 @@ def test_a_table_that_mixes_settings_is_refused(scores):
     mixed = pd.concat([scores, scores.assign(iou=0.1)])
     for wrong in (
         lambda: mean_interval(mixed, ["supervision"], "iou"),
-        lambda: paired_difference(mixed, "supervision", "c2s", "both", ["map"], "iou"),
+        lambda: compare(mixed, "supervision", [("c2s", "both")], ["map"]),
     ):
         with pytest.raises(ValueError, match="several rows with"):
             wrong()

@@ -68,7 +68,7 @@ def test_job_script_of_a_queueing_system(kind, directive):
 
 @pytest.mark.parametrize("name", ["OWNER", "LOCK"])
 def test_a_run_at_work_is_left_to_its_owner(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("bidir.study.workers.PATIENCE", 0.1)
+    monkeypatch.setattr("bidir.study.workers.TURN", 0.1)
     folder = RunFolder(tmp_path / "run")
     with folder.lock(name=name):
         assert folder.state() == "running"
