@@ -51,29 +51,28 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
 
 def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
     """The same of PAR alone, weights and ten iterations, on the maps of a batch with two classes an image."""
-    side, count = config.crop_size, config.batch_size
+    side, count, device = config.crop_size, config.batch_size, make_accelerator(config).device
     label = torch.zeros(count, 6).index_fill(1, torch.tensor([0, 1]), 1)
     box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
-    batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2)
-    maps = torch.rand(count, 3, side // 2, side // 2)
-    seconds = Timer(lambda: refinement(batch, config)(maps), "gc.enable()").repeat(3 + steps, 1)
-    return _measured(seconds[3:])
+    batch = Batch(255 * torch.rand(count, 3, side, side), label, box, None, torch.arange(count), 2).to(device)
+    maps = torch.rand(count, 3, side // 2, side // 2, device=device)
+    seconds = Timer(lambda: float(refinement(batch, config)(maps).sum()), "gc.enable()").repeat(3 + steps, 1)
+    return _measured(seconds[3:], device)
 
 
 def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     """Seconds of an evaluated image, all maps by both protocols; ``steps``: images."""
-    settle_memory()
-    split = open_split(config, "val")
+    split, device = open_split(config, "val"), make_accelerator(config).device
     split = split.select(np.arange(min(images, len(split))))
-    network = DualBranchNetwork(config, len(split.class_names)).to(memory_format=torch.channels_last)
+    network = DualBranchNetwork(config, len(split.class_names)).to(device, memory_format=torch.channels_last)
     sizes = split.check(masks=True, progress=False)
     seconds = Timer(lambda: evaluate(network, split, sizes, config, progress=False), "gc.enable()").repeat(3, 1)
-    return {**_measured(np.divide(seconds, len(split))), "steps": len(split)}
+    return {**_measured(np.divide(seconds, len(split)), device), "steps": len(split)}
 
 
 def measure_sizes(config: RunConfig, images: int = 2000, sizes: int = 500) -> dict[str, float]:
-    """Memory of an evaluation whose images have many sizes: ``peak_memory_mib`` is what is resident after all, and
-    ``memory_ratio`` that over what was resident after the first hundred; seconds per image."""
+    """Memory of an evaluation on the CPU whose images have many sizes: ``peak_memory_mib`` is what is resident after
+    all, ``memory_ratio`` that over what was resident after the first hundred; seconds per image."""
     settle_memory()
     network, random = DualBranchNetwork(config, 6).to(memory_format=torch.channels_last), np.random.default_rng(0)
     shapes = 64 + random.permutation(96 * 96)[:sizes]  # each another height and width
