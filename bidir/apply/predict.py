@@ -68,8 +68,8 @@ def score(checkpoint: str | Path, protocols: Sequence[str] = ("raw", "ms"), part
     split = own_split(config, part, class_names)
     if split.masks is None:
         raise DataError(f"{part} has no masks to score against; bidir predict and pseudo-masks need none")
-    sizes = distributed.gathered(split.check(True, eval_size=config.eval_size) if distributed.rank() == 0 else None)[0]
-    return evaluate(network, split, sizes, config, {protocol: set(MAPS) for protocol in protocols})
+    split = distributed.gathered(split.check(True, eval_size=config.eval_size) if distributed.rank() == 0 else None)[0]
+    return evaluate(network, split, config, {protocol: set(MAPS) for protocol in protocols})
 
 
 def segment(

@@ -23,6 +23,8 @@ class Split:
     mask_ids: tuple[int, ...]  # C + 1 values
     other_ids: tuple[int, ...] = ()  # known classes outside the subset: ignored
     left_out: str = ""  # what was listed and is not among the images
+    sizes: np.ndarray | None = None  # (images, 2) height and width, once checked
+    shown: np.ndarray | None = None  # (images, C + 1) bool, classes in the masks that were looked at, once checked
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,8 +35,9 @@ class Split:
 
     def select(self, indices: np.ndarray) -> "Split":
         """The images at ``indices``, in that order."""
-        images, masks = (paths and tuple(paths[i] for i in indices) for paths in (self.images, self.masks))
-        return replace(self, images=images, labels=self.labels[indices], masks=masks)
+        paths = {name: tuple(of[i] for i in indices) for name in ("images", "masks") if (of := vars(self)[name])}
+        rows = {name: of[indices] for name in ("labels", "sizes", "shown") if (of := vars(self)[name]) is not None}
+        return replace(self, **paths, **rows)
 
     def spread(self, count: int) -> np.ndarray:
         """Positions of ``count`` images, evenly spaced; of all if there are no more."""
@@ -65,14 +68,10 @@ class Split:
             raise DataError(f"{path}: unknown ids {unknown}; known: {known} and 255")
         return lookup[mask].astype(np.uint8)
 
-    def check(self, masks: bool | None, progress: bool = True, eval_size: int | None = None) -> np.ndarray:
-        """Decode every image (and mask, if ``masks``; None: if there) once; returns sizes (images, 2) as height, width.
+    def check(self, masks: bool | None, progress: bool = True, eval_size: int | None = None) -> "Split":
+        """Decode every image (and mask, if ``masks``; None: if there) once; returns the same with what was found.
         ``eval_size``: of images to be evaluated. Errors: ``DataError`` that lists all problems, all files having been
         looked at: also masks of other sizes than their images, images too narrow to be evaluated."""
-        return self.look(masks, progress, eval_size)[0]
-
-    def look(self, masks: bool | None, progress: bool, eval_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """``check``, and which classes each mask shows (images, C + 1), all False without masks."""
 
         def one(index: int) -> tuple[tuple[int, int], np.ndarray] | str:
             """The size of an image and the classes in its mask, or what is wrong with them."""
@@ -97,7 +96,7 @@ class Split:
         if problems := [item for item in looks if isinstance(item, str)]:
             raise DataError("\n".join(problems))
         sizes, shown = zip(*looks, strict=True)
-        return np.array(sizes), np.array(shown)
+        return replace(self, sizes=np.array(sizes), shown=np.array(shown))
 
 
 def shape_of_evaluated(shape: tuple[int, int], longest: int) -> tuple[int, int]:

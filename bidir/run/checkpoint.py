@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from bidir.atomic import write_bytes
 from bidir.config import ConfigError, RunConfig, WeightsError, resolve
 from bidir.method import distributed
 from bidir.method.network import DualBranchNetwork
 from bidir.method.weights import from_hub, load_matching, load_tensors, read_plain
+from bidir.run.step import Learner
 
 MARK = b"bidir-sha256:"  # behind what torch.save wrote, before the digest of that; torch.load reads past both
 REMEDY = "put back a copy of it, or remove it and the run starts anew"
@@ -47,15 +45,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def save_state(
-    path: Path,
-    network: DualBranchNetwork,
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-    facts: dict[str, Any],
-    average: AveragedModel | None = None,
-) -> None:
+def save_state(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
     """What a run goes on from, as tensors and plain values, beside ``facts``: step, config (JSON), classes."""
+    network, _, optimizer, average, accelerator = learner
     held = {"average": average.module.state_dict()} if average else {}
     cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     rng = distributed.gathered({"cpu": torch.get_rng_state(), **cuda})
@@ -66,18 +58,12 @@ def save_state(
         })  # fmt: skip
 
 
-def resume(
-    path: Path,
-    network: DualBranchNetwork,
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-    average: AveragedModel | None = None,
-) -> tuple[int, list[dict] | None]:
+def resume(path: Path, learner: Learner) -> tuple[int, list[dict] | None]:
     """Restore weights, their average, optimiser, loss scale and random state; returns the iterations done, 0 without a
     checkpoint, and the rows logged until then, None if older code wrote it. Errors: ``WeightsError``."""
     if not path.is_file():
         return 0, []
-    state = load_checkpoint(path)
+    state, (network, _, optimizer, average, accelerator) = load_checkpoint(path), learner
     try:
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

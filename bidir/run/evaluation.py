@@ -2,7 +2,6 @@
 
 from itertools import chain
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -45,24 +44,22 @@ def makes(protocol: str, name: str) -> bool:
 
 
 def predict_maps(
-    network: DualBranchNetwork, batch: Batch, config: RunConfig, wanted: Wanted, propagation: str | None = None
+    network: DualBranchNetwork, batch: Batch, config: RunConfig, wanted: Wanted
 ) -> dict[Key, Int[Tensor, "B H W"]]:
     """The maps ``wanted`` per protocol, of a batch of whole images, as class ids 0..C, 255 = ignored.
     ``cam``, ``seed`` and ``y_c`` use the image labels, as training does; ``branch_c`` and ``branch_s``
     use the image alone. Under ``ms`` the seeds take ``seed_scales``, Branch-S takes ``eval_scales``; ``crf`` refines
-    that of Branch-S and makes no other map. Each scale and flip passes the network once for all of them.
-    ``propagation`` replaces the configuration's, as early in training."""
-    propagation, size = propagation or config.propagation, tuple(batch.image.shape[-2:])
+    that of Branch-S and makes no other map. Each scale and flip passes the network once for all of them."""
+    asked, size = Needed(), tuple(batch.image.shape[-2:])
     wanted = {protocol: {name for name in names if makes(protocol, name)} for protocol, names in wanted.items()}
-    asked = Needed()
     for protocol, names in wanted.items():
-        asked |= _needs(protocol, names, config, propagation)
+        asked |= _needs(protocol, names, config)
     passes, masks = multi_scale_pass(network, batch.image, asked), {}
     several = any("branch_s" in wanted.get(protocol, ()) for protocol in ("ms", "crf"))
     best = resize(best_logits(passes, batch.image, config.eval_scales), size) if several else None
     par = refinement(batch, config) if any(names & PROPAGATED for names in wanted.values()) else None
     for protocol, names in wanted.items():
-        made = _of_cam(passes, batch, config, (protocol, propagation), names, par) if names & OF_CAM else {}
+        made = _of_cam(passes, batch, config, protocol, names, par) if names & OF_CAM else {}
         masks |= {(protocol, name): one for name, one in made.items()}
         if protocol == "raw" and names & {"y_s", "branch_s"}:
             logits = passes[1.0].segmentation_logits[: len(batch.image)].float()
@@ -79,22 +76,22 @@ def _passed(protocol: str, config: RunConfig) -> tuple[tuple[float, ...], tuple[
     return ((1.0,), (1.0,), False) if protocol == "raw" else (config.seed_scales, config.eval_scales, True)
 
 
-def _needs(protocol: str, names: set[str], config: RunConfig, propagation: str) -> Needed:
+def _needs(protocol: str, names: set[str], config: RunConfig) -> Needed:
     """The passes that the maps ``names`` of a protocol ask for."""
     scales, tested, flip = _passed(protocol, config)
-    asked = needed(scales, flip, propagation if names & PROPAGATED else "") if names & OF_CAM else Needed()
+    asked = needed(scales, flip, config.propagation if names & PROPAGATED else "") if names & OF_CAM else Needed()
     return asked | (needed((), flip, branch_s=tested) if names & {"branch_s", "y_s"} else Needed())
 
 
 def _of_cam(
-    passes: Passes, batch: Batch, config: RunConfig, key: Key, names: set[str], par: PAR | None
+    passes: Passes, batch: Batch, config: RunConfig, protocol: str, names: set[str], par: PAR | None
 ) -> dict[str, Int[Tensor, "B H W"]]:
-    """The maps made from a CAM, by protocol and propagation (``key``): raw, propagated, of the classes predicted."""
-    scales, _, flip = _passed(key[0], config)
+    """The maps of a protocol that are made from a CAM: raw, propagated, of the classes predicted."""
+    scales, _, flip = _passed(protocol, config)
     maps, size, made = seed_maps(passes, batch, scales, flip), tuple(batch.image.shape[-2:]), {}
     if names & PROPAGATED:
         propagate = Propagator(maps, batch, config, par)
-        made |= {name: propagate(key[1], decided=name == "seed") for name in names & PROPAGATED}
+        made |= {name: propagate(config.propagation, decided=name == "seed") for name in names & PROPAGATED}
     predicted = (passes[1.0].class_logits[: len(batch.image)] > 0).float()
     for name, label, most in (("cam", batch.label, batch.most), ("branch_c", predicted, predicted.shape[1])):
         if name in names:
@@ -103,30 +100,19 @@ def _of_cam(
 
 
 def evaluate(
-    network: DualBranchNetwork,
-    split: Split,
-    sizes: np.ndarray,
-    config: RunConfig,
-    wanted: Wanted | None = None,
-    limit: int = 0,
-    progress: bool = True,
-    propagation: str | None = None,
+    network: DualBranchNetwork, split: Split, config: RunConfig, wanted: Wanted | None = None, progress: bool = True
 ) -> Scores:
-    """Scores over a split, one confusion matrix per map; beside ``MAPS`` also the branches' agreement.
-    Args: ``sizes`` (images, 2) from ``Split.check``; ``wanted`` maps per protocol (default all);
-    ``limit`` > 0 takes that many images, evenly spaced; ``propagation`` as in ``predict_maps``.
-    Nothing is kept but the confusion matrices. Several processes share the images and get the same scores as one."""
+    """Scores over a split that was checked, one confusion matrix per map; beside ``MAPS`` also the branches' agreement.
+    ``wanted``: maps per protocol (default all). Nothing is kept but the confusion matrices. Several processes share the
+    images and get the same scores as one."""
     wanted = wanted or {"raw": set(MAPS), "ms": set(MAPS)}
-    if 0 < limit < len(split):
-        chosen = split.spread(limit)
-        split, sizes = split.select(chosen), sizes[chosen]
     device, classes = next(network.parameters()).device, len(split.class_names)
-    batches = same_size_batches(sizes, config.batch_size)[distributed.rank() :: distributed.count()]
+    batches = same_size_batches(split.sizes, config.batch_size)[distributed.rank() :: distributed.count()]
     loader = make_loader(WholeImages(split, config.eval_size), batches, config.num_workers)
     matrices, images = {}, []
     for batch in bar(loader, "evaluate", hidden=not progress or distributed.rank() > 0, leave=False):
         names, batch = [split.names[i] for i in batch.index.tolist()], batch.to(device)
-        counted = count_maps(predict_maps(network, batch, config, wanted, propagation), batch.mask, classes)
+        counted = count_maps(predict_maps(network, batch, config, wanted), batch.mask, classes)
         for key, counts in counted.items():
             matrices[key] = matrices.get(key, 0) + counts.sum(0)
             if key in PER_IMAGE:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from contextlib import nullcontext
 from itertools import chain, combinations
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -19,10 +20,24 @@ from bidir.method.supervision import active, forward, labelled_shares, loss_term
 from bidir.method.tensors import Batch
 
 
-def build(
-    config: RunConfig, num_classes: int, accelerator: Accelerator
-) -> tuple[DualBranchNetwork, torch.nn.Module, torch.optim.Optimizer]:
-    """The network as the run's seed makes it, the same wrapped for the processes, and its optimiser; in train mode."""
+class Learner(NamedTuple):
+    """What a run trains, and what with: ``model`` is ``network``, or its wrapper for many GPUs; ``average`` follows its
+    weights, exponentially; None without ``ema_decay``."""
+
+    network: DualBranchNetwork
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    accelerator: Accelerator
+
+    @property
+    def scored(self) -> DualBranchNetwork:
+        """The network whose maps are scored."""
+        return self.average.module if self.average else self.network
+
+
+def build(config: RunConfig, num_classes: int, accelerator: Accelerator) -> Learner:
+    """The network as the run's seed makes it, in train mode; its average is at first the network as it is."""
     torch.manual_seed(config.seed)
     network = DualBranchNetwork(config, num_classes)
     network = network.to(accelerator.device, memory_format=torch.channels_last)
@@ -35,29 +50,16 @@ def build(
     model.train()
     if accelerator.process_index:  # each has its own dropout
         torch.manual_seed(config.seed + accelerator.process_index)
-    return network, model, optimizer
+    follow = get_ema_multi_avg_fn(config.ema_decay)
+    average = AveragedModel(network, multi_avg_fn=follow, use_buffers=True).eval() if config.ema_decay else None
+    return Learner(network, model, optimizer, average, accelerator)
 
 
-def average_of(network: DualBranchNetwork, config: Optimiser) -> AveragedModel | None:
-    """The exponential average of the weights, its first value the network as it is; None without ``ema_decay``."""
-    if not config.ema_decay:
-        return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True).eval()
-
-
-def train_step(
-    network: DualBranchNetwork,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    config: RunConfig,
-    step: int,
-    accelerator: Accelerator,
-    average: AveragedModel | None = None,
-) -> dict[str, Float[Tensor, ""] | float]:
-    """One update: targets, terms, total, gradients, optimiser. ``model`` is ``network``, or its wrapper for many GPUs.
+def train_step(learner: Learner, batch: Batch, config: RunConfig, step: int) -> dict[str, Float[Tensor, ""] | float]:
+    """One update: targets, terms, total, gradients, optimiser, average.
     Returns this process's means: loss, each term, what each teacher labels, each term's gradient when that is due; and
-    grad_norm, lr. Nothing here waits for the device. ``average`` follows the weights, and teaches if it is set to."""
+    grad_norm, lr. Nothing here waits for the device."""
+    network, model, optimizer, average, accelerator = learner
     due = config.gradients_every and (step + 1) % config.gradients_every == 0
     on, parts = active(config, step), batch.to(accelerator.device).parts(config.images_per_pass)
     rate = learning_rate(config, step)

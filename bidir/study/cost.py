@@ -41,10 +41,10 @@ def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, fl
     """Seconds of a training step with every term on (median, least, most), and this process's peak memory in MiB."""
     config = config.replace(c2s_start=0, s2c_start=0, propagation_start=0, iterations=warm_up + steps)
     split, accelerator = open_split(config, "train"), make_accelerator(config)
-    network, model, optimizer = build(config, len(split.class_names), accelerator)
+    learner = build(config, len(split.class_names), accelerator)
     ends = []
     for step, batch in enumerate(training_batches(config, split, accelerator)):
-        float(train_step(network, model, optimizer, batch, config, step, accelerator)["loss"])  # waits for the device
+        float(train_step(learner, batch, config, step)["loss"])  # waits for the device
         ends.append(time.perf_counter())
     return _measured(np.diff(ends)[-steps:], accelerator.device)
 
@@ -63,10 +63,9 @@ def measure_refinement(config: RunConfig, steps: int = 8) -> dict[str, float]:
 def measure_evaluation(config: RunConfig, images: int = 64) -> dict[str, float]:
     """Seconds of an evaluated image, all maps by both protocols; ``steps``: images."""
     split, device = open_split(config, "val"), make_accelerator(config).device
-    split = split.select(np.arange(min(images, len(split))))
+    split = split.select(np.arange(min(images, len(split)))).check(masks=True, progress=False)
     network = DualBranchNetwork(config, len(split.class_names)).to(device, memory_format=torch.channels_last)
-    sizes = split.check(masks=True, progress=False)
-    seconds = Timer(lambda: evaluate(network, split, sizes, config, progress=False), "gc.enable()").repeat(3, 1)
+    seconds = Timer(lambda: evaluate(network, split, config, progress=False), "gc.enable()").repeat(3, 1)
     return {**_measured(np.divide(seconds, len(split)), device), "steps": len(split)}
 
 

@@ -30,7 +30,7 @@ run = fit(config, progress=False)
 if len(sys.argv) > 2:
     network, config, _ = load_network(run / "checkpoint.pt")
     val = open_split(config, "val")
-    scores = evaluate(network, val, val.check(False, False), config, progress=False)
+    scores = evaluate(network, val.check(False, False), config, progress=False)
     if rank() == 0:
         scores.per_class.to_csv(sys.argv[2] + ".class.csv", index=False)
         scores.per_image.to_csv(sys.argv[2] + ".image.csv", index=False)

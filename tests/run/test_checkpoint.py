@@ -11,6 +11,7 @@ from bidir.apply.export import export_model
 from bidir.config import WeightsError
 from bidir.data.open import open_split
 from bidir.method.network import DualBranchNetwork
+from bidir.progress import Stopped
 from bidir.run.checkpoint import begin_from, load_checkpoint, load_network, resume, save_checkpoint
 from bidir.run.folder import RunFolder
 from bidir.run.machine import make_accelerator
@@ -105,11 +106,10 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_no_run_can_go_on_from_is_an_error_of_weights(short, tmp_path, name):
-    accelerator = make_accelerator(short[0])
-    network, _, optimizer = build(short[0], 6, accelerator)
+    learner = build(short[0], 6, make_accelerator(short[0]))
     save_checkpoint(tmp_path / "checkpoint.pt", {**load_checkpoint(short[1] / "checkpoint.pt"), **WRONG[name]})
     with pytest.raises(WeightsError, match=r"no run can go on from it.*remove it and the run starts anew"):
-        resume(tmp_path / "checkpoint.pt", network, optimizer, accelerator)
+        resume(tmp_path / "checkpoint.pt", learner)
 
 
 def test_a_checkpoint_of_anything_is_an_error_of_weights(tmp_path):
@@ -151,6 +151,22 @@ def test_a_run_starts_from_a_model_by_the_names_of_its_classes(short, tmp_path):
         assert all(torch.equal(value, state[name]) for name, value in own.items() if name.startswith("encoder."))
     with pytest.raises(WeightsError, match="holds tf_efficientnet_lite0, encoder = 'mit_b0' is another"):
         begin_from(network, mine.replace(encoder="mit_b0"), classes)
+
+
+def test_the_average_begins_where_the_run_begins(short, tmp_path, monkeypatch):
+    """Else the first teacher would be a network of random weights."""
+    config, path = short
+    known, first = load_network(path / "checkpoint.pt")[0].state_dict(), {}
+
+    def stop(learner, *_):
+        first.update(learner.average.module.state_dict())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bidir.run.training.train_step", stop)
+    mine = config.replace(initial=str(path / "checkpoint.pt"), ema_decay=0.9, runs_dir=str(tmp_path))
+    with pytest.raises(Stopped, match="stopped at iteration 0"):
+        fit(mine, progress=False)
+    assert all(torch.equal(value, first[name]) for name, value in known.items())
 
 
 def test_the_model_to_start_from_is_part_of_the_run_by_its_content(short, tmp_path, folder_of):

@@ -30,14 +30,13 @@ def test_evaluation_is_the_sum_over_single_images(short):
     labelled = counts[:, :-1].numpy()
     union = labelled.sum(0) + labelled.sum(1) - labelled.diagonal()
     expected = np.mean((labelled.diagonal() / np.maximum(union, 1))[union > 0])
-    scores = evaluate(network, split, split.check(masks=True, progress=False), config, progress=False)
+    split = split.check(masks=True, progress=False)
+    scores = evaluate(network, split, config, progress=False)
     table = scores.per_class
     assert means_by_name(table)["raw/branch_s"] == pytest.approx(expected, abs=2e-3)  # batched sums round differently
     written = pd.read_csv(path / "per_class.csv")
     pd.testing.assert_frame_equal(written[table.columns], table, check_exact=False, atol=2e-3)
-    limited = evaluate(
-        network, split, split.check(True, False), config, {"raw": {"cam"}}, limit=3, progress=False
-    ).per_class
+    limited = evaluate(network, split.select(split.spread(3)), config, {"raw": {"cam"}}, progress=False).per_class
     assert limited["images"].unique().tolist() == [3]
     assert limited["map"].unique().tolist() == ["cam"]
     summed = scores.per_image.groupby(["protocol", "map", "class"])[["hit", "true", "predicted"]].sum()
@@ -71,10 +70,9 @@ def test_agreement_is_the_miou_of_one_branch_against_the_other(short):
 def test_evaluation_at_another_size_scores_at_the_masks_own(short):
     config, path = short
     network, _, _ = load_network(path / "checkpoint.pt")
-    split = open_split(config, "val")
-    sizes = split.check(masks=True, progress=False)
+    split = open_split(config, "val").check(masks=True, progress=False)
     small = config.replace(eval_size=64)
-    counted = evaluate(network, split, sizes, small, {"raw": {"branch_s"}}, progress=False).per_class
+    counted = evaluate(network, split, small, {"raw": {"branch_s"}}, progress=False).per_class
     assert len(counted) == 8
 
 

@@ -14,7 +14,7 @@ from bidir.data.open import open_split
 from bidir.run.checkpoint import load_checkpoint, load_network
 from bidir.run.evaluation import evaluate
 from bidir.run.folder import RunFolder
-from bidir.run.step import average_of, build, term_gradients, train_step
+from bidir.run.step import build, term_gradients, train_step
 from bidir.run.training import fit
 from bidir.study.registry import read_registry
 
@@ -23,10 +23,11 @@ def test_the_average_is_the_recursion(quick, first_batch):
     """a <- d a + (1 - d) w after each step, beginning with the weights after the first."""
     config = quick.replace(ema_decay=0.75)
     accelerator = Accelerator(cpu=True)
-    network, model, optimizer = build(config, 6, accelerator)
-    average, expected, batch = average_of(network, config), None, first_batch(config)
+    learner = build(config, 6, accelerator)
+    network, _, _, average, _ = learner
+    expected, batch = None, first_batch(config)
     for step in range(30, 33):
-        train_step(network, model, optimizer, batch, config, step, accelerator, average)
+        train_step(learner, batch, config, step)
         now = {name: value.double().clone() for name, value in network.state_dict().items()}
         expected = now if expected is None else {k: 0.75 * expected[k] + 0.25 * now[k] for k in now}
     assert not average.module.training
@@ -65,11 +66,11 @@ def test_rows_hold_what_each_term_says(averaged, first_batch):
     }  # fmt: skip
     first = config.replace(gradients_every=1)
     accelerator, batch = Accelerator(cpu=True), first_batch(config)
-    network, model, optimizer = build(first, 6, accelerator)
+    learner = build(first, 6, accelerator)
     torch.manual_seed(5)
-    norms, cosines = term_gradients(network, batch, first, 39)
+    norms, cosines = term_gradients(learner.network, batch, first, 39)
     torch.manual_seed(5)
-    row = train_step(network, model, optimizer, batch, first, 39, accelerator)
+    row = train_step(learner, batch, first, 39)
     for term in ("cls", "c2s", "s2c"):
         assert float(row[f"gradient/{term}"]) == pytest.approx(norms.loc[term, "encoder"], rel=1e-3)
     assert float(row["cosine/c2s/s2c"]) == pytest.approx(cosines.loc["c2s", "s2c"], abs=1e-3)
@@ -84,7 +85,7 @@ def test_training_images_are_scored_by_the_average_and_kept_apart(averaged):
     assert some.names[-1] == train.names[-1]
     network, _, _ = load_network(watched.checkpoint)
     wanted = {"raw": {"cam", "branch_s"}, "ms": {"cam", "seed"}}
-    expected = evaluate(network, some, some.check(masks=True, progress=False), config, wanted, progress=False)
+    expected = evaluate(network, some.check(masks=True, progress=False), config, wanted, progress=False)
     written = watched.scores("train").per_class.drop(columns="part").reset_index(drop=True)
     pd.testing.assert_frame_equal(written, expected.per_class, check_exact=False, atol=1e-5, check_dtype=False)
     assert set(watched.scores(None).per_class["part"]) == {"val", "train"}

@@ -25,10 +25,10 @@ def describe_dataset(config: RunConfig) -> None:
 
 def check_files(
     train: Split, val: Split, config: RunConfig, progress: bool, tell: Callable[[str], None] | None = None
-) -> np.ndarray:
-    """Look at every file that a run will open; returns the sizes of the validation images.
+) -> Split:
+    """Look at every file that a run will open; returns the validation images as checked.
     ``tell`` is called with what is there. Errors: ``DataError`` with all that is wrong."""
-    problems, sizes = [], {}
+    problems, checked = [], {}
     if train.class_names != val.class_names:
         problems.append(f"classes of train {train.class_names} and val {val.class_names} differ; set classes")
     if shared := sorted({*train.images} & {*val.images}):
@@ -44,23 +44,26 @@ def check_files(
         looks.append(("train, scored", train.select(train.spread(config.score_train)), True, config.eval_size))
     for part, split, masked, eval_size in looks:
         try:
-            sizes[part], shown = split.look(masked, progress, eval_size)
-            told = f"{describe(split, sizes[part])}{held_against_labels(split, shown) if masked else ''}\n"
+            found = checked[part] = split.check(masked, progress, eval_size)
+            told = f"{describe(found)}{held_against_labels(found) if masked else ''}\n"
             if tell:
                 tell(f"{part}: {told}")
         except DataError as error:
             problems.append(f"{part}: {error}")
-    if config.crop_size > (longest := sizes["train"].max() * config.scale_max if "train" in sizes else np.inf):
+    if config.crop_size > (
+        longest := checked["train"].sizes.max() * config.scale_max if "train" in checked else np.inf
+    ):
         most = f"every image, even at scale_max ({longest:.0f} px)"
         problems.append(f"crop_size = {config.crop_size} is larger than {most}; set at most {int(longest)}")
     if problems:
         raise DataError("\n".join(problems))
-    return sizes["val"]
+    return checked["val"]
 
 
-def describe(split: Split, sizes: np.ndarray) -> str:
-    """Counts, sizes (images, 2), class balance and ids of a split."""
-    height, width = ("/".join(f"{side:.0f}" for side in row) for row in np.percentile(sizes, (0, 50, 100), axis=0).T)
+def describe(split: Split) -> str:
+    """Counts, sizes, class balance and ids of a split that was checked."""
+    sides = np.percentile(split.sizes, (0, 50, 100), axis=0).T
+    height, width = ("/".join(f"{side:.0f}" for side in row) for row in sides)
     told = f"{len(split)} images {'with' if split.masks else 'without'} masks, height {height} width {width} px "
     told += f"(least/median/most), {split.labels.sum(1).mean():.2f} classes each; by id in masks:"
     if split.left_out:
@@ -72,10 +75,10 @@ def describe(split: Split, sizes: np.ndarray) -> str:
     return told
 
 
-def held_against_labels(split: Split, shown: np.ndarray) -> str:
-    """Where masks, which show the classes ``shown`` (images, C + 1), and image labels differ; "" if nowhere.
+def held_against_labels(split: Split) -> str:
+    """Where masks and image labels of a split that was checked differ; "" if nowhere.
     Errors: ``DataError`` if they do in nearly all images that can tell one class from another."""
-    labels, found = split.labels, shown[:, 1:]
+    labels, found = split.labels, split.shown[:, 1:]
     wrong, telling = (labels != found).any(1), labels.any(1) & (~labels.all(1) | (labels.shape[1] == 1))
     counts = zip(split.class_names, (labels & ~found).sum(0), (found & ~labels).sum(0), strict=True)
     told = f"\n  masks and labels differ in {wrong.sum()} images ({wrong.mean():.0%}): " + "; ".join(
@@ -86,4 +89,4 @@ def held_against_labels(split: Split, shown: np.ndarray) -> str:
         ids = ", ".join(f"{number} {name}" for number, name in zip(split.mask_ids[1:], split.class_names, strict=True))
         raise DataError(f"{told}; masks have ids of another order? 0 background, {ids}, 255 ignored")
     told = told if wrong.any() else ""
-    return told if shown[:, 0].any() else f"{told}\n  no mask holds a pixel of background, id 0"
+    return told if split.shown[:, 0].any() else f"{told}\n  no mask holds a pixel of background, id 0"

@@ -9,8 +9,7 @@ from bidir.data.open import open_split
 
 
 def test_a_description_counts_what_is_there(voc):
-    split = open_split(voc, "train")
-    told = describe(split, split.check(masks=True, progress=False))
+    told = describe(open_split(voc, "train").check(masks=True, progress=False))
     assert told.startswith("3 images with masks, height 40/40/40 width 50/50/50 px (least/median/most), 1.33 classes")
     assert " cat      2 images  66.7%\n" in told
     assert " bus      0 images   0.0%  <- none" in told
