@@ -63,4 +63,4 @@ def resolve(path: str | Path) -> Path:
     """A path as given if absolute, else below the project (the nearest folder with notebooks/ and bidir/)."""
     here = Path.cwd()
     roots = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "bidir").is_dir())
-    return next(roots, here) / Path(path).expanduser()
+    return next(roots, here) / os.path.expanduser(path)

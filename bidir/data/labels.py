@@ -100,13 +100,14 @@ def read_rows(path: Path, known: list[str], images: list[str]) -> list[Row]:
     """What a file says of images: a CSV with columns file, labels (or one of 0 and 1 for each class), split; a ``.npy``
     of a dictionary of names and of arrays in the order of ``known``; else lines ``name class class``, where names with
     blanks are those among ``images``. Errors: ``DataError``."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return _read_npy(path, known)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _read_csv(path)
-    blanks, rows = sorted((name for name in images if " " in name), key=len, reverse=True), []
+    named = "|".join(re.escape(name) for name in sorted(images, key=len, reverse=True) if " " in name)
+    begins, rows = re.compile(rf"(?:{named})(?:\.\w+)?(?=[\s,;]|$)|[^\s,;]*"), []
     for line in filter(None, map(str.strip, read_text(path).splitlines())):
-        first = next((name for name in blanks if line.startswith(name)), re.split(r"[\s,;]", line)[0])
+        first = begins.match(line)[0]
         rows.append(Row(first, line[len(first) :]))
     return rows
 

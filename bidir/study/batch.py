@@ -110,7 +110,7 @@ def _outcome(future: Future, folder: RunFolder) -> str:
         return future.result()
     reason = f"{type(future.exception()).__name__}: {future.exception()} (killed, or out of memory?)"
     if not folder.finished():
-        with suppress(OSError), folder.lock(0, "OWNER"):  # unless another has taken it over
+        with suppress(OSError), folder.lock(1, "OWNER"):  # unless another has taken it over
             write_text(folder.failed, reason + "\n")
     return reason
 

@@ -446,16 +446,27 @@ ROWS = {  # kind: layout, change, settings, what comes: the classes, or words of
     "names: with a blank": (
         "voc",
         lambda r: (
-            [
-                (r / f"{d}/p00.{s}").rename(r / f"{d}/a photo.{s}")
-                for d, s in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))
-            ]
+            [(r / f"{d}/p00.{s}").rename(r / f"{d}/a photo.{s}") for d, s in PLACES]
             and [edit(r, f, "p00", "a photo") for f in ("image_labels.txt", "ImageSets/Segmentation/train.txt")]
         ),
         {},
         ("blue", "red"),
     ),
+    "names: with a blank, one the beginning of another": (
+        "voc",
+        lambda r: [
+            (
+                [(r / f"{d}/{old}.{s}").rename(r / f"{d}/{new}.{s}") for d, s in PLACES],
+                edit(r, "ImageSets/Segmentation/train.txt", old, new),
+                edit(r, "image_labels.txt", old, f"{new}.jpg" if old == "p02" else new),
+            )
+            for old, new in (("p00", "a photo"), ("p02", "a photograph"))
+        ],
+        {},
+        ("blue", "red"),
+    ),
 }
+PLACES = (("JPEGImages", "jpg"), ("SegmentationClass", "png"))  # of pictures and masks
 
 
 @pytest.mark.parametrize("row", ROWS)

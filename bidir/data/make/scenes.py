@@ -61,15 +61,17 @@ def prepare_scenes(config: Scenes, data_root: Path) -> Path:
     knobs = {field.name: getattr(config, field.name) for field in fields(Scenes)}
     key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]
     root = data_root / f"scenes-{key}"
-    if (root / "DONE").is_file():
-        return root
     if root.exists():
-        raise DataError(f"{root}: there, but without its DONE file; delete the folder, it is made again")
+        if not (root / "DONE").is_file():
+            raise DataError(f"{root}: there, but without its DONE file; delete the folder, it is made again")
+        return root
     draft = root.with_name(f"{root.name}.{os.getpid()}.part")
     try:
         _write(draft, config, knobs)
-        if not root.exists():  # another process may have been faster
-            os.replace(draft, root)
+        os.replace(draft, root)
+    except OSError:
+        if not (root / "DONE").is_file():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return root
