@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import safetensors.torch
 
 from bidir.atomic import write_bytes, write_text
@@ -86,11 +87,7 @@ Not for decisions about people: masks are wrong where objects and their surround
 def push_model(folder: Path, repository: str) -> None:
     """Upload what ``export_model`` wrote to a repository of the hub, ``user/name``. Errors: ``WeightsError``."""
     try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise WeightsError("the hub needs its client: pip install 'bidir[hub]'") from error
-    try:
-        HfApi().create_repo(repository, exist_ok=True)
-        HfApi().upload_folder(repo_id=repository, folder_path=str(folder))
+        huggingface_hub.HfApi().create_repo(repository, exist_ok=True)
+        huggingface_hub.HfApi().upload_folder(repo_id=repository, folder_path=str(folder))
     except Exception as error:  # the hub's client raises many kinds, most of them network errors
         raise WeightsError(f"{repository}: not uploaded ({error}); log in with `hf auth login`") from error

@@ -110,13 +110,11 @@ class MixTransformer(nn.Module):
 
     attention_channels = 2 * HEADS[-1]
 
-    def __init__(
-        self, dims: tuple[int, ...], depths: tuple[int, ...], strides=(4, 2, 2, 1), drop_path: float = 0.1
-    ) -> None:
+    def __init__(self, dims: tuple[int, ...], depths: tuple[int, ...], strides=(4, 2, 2, 1)) -> None:
         super().__init__()
         self.dims = dims
         levels = dims, HEADS, SR_RATIOS, strides, depths
-        rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))  # grows with depth
+        rates = iter(0.1 * i / (sum(depths) - 1) for i in range(sum(depths)))  # grows with depth
         self.stages = nn.ModuleList(
             Stage(channels, dim, heads, ratio, stride, [next(rates) for _ in range(depth)])
             for channels, dim, heads, ratio, stride, depth in zip((3, *dims), *levels, strict=False)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bidir.config import Supervision
+from bidir.config import ConfigError, Supervision
 from bidir.method.maps import SeedMaps
 from bidir.method.par import PAR
 from bidir.method.tensors import IGNORE, Batch, box_mask, box_on_grid, resize
@@ -93,7 +93,7 @@ class Propagator:
         seeds = torch.cat([self._softmax(t) for t in thresholds], 1)
         if walk:
             if self.maps.affinity is None:
-                raise ValueError("propagation = 'afa' needs the affinity; use an encoder with attention (mit_*)")
+                raise ConfigError("propagation = 'afa' needs the affinity; use an encoder with attention (mit_*)")
             seeds = resize(random_walk(resize(seeds, self.maps.grid), self.maps.affinity), self.cam.shape[-2:])
         refined = resize(self.par(seeds), self.size).chunk(len(thresholds), 1)
         labels = [self.present.decide(scores)[1] for scores in refined]

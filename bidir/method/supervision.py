@@ -77,11 +77,13 @@ def make_targets(
         passes = multi_scale_pass(teacher, batch.image, asked | needed((), False, branch_s=(1.0,) if on.s2c else ()))
     y_c, y_s, background, tokens = batch.mask if on.full else None, None, None, None
     if scales:
-        maps = seed_maps(passes, batch, scales, flip)
-        if config.seed_share and on.propagation == "bsp":
-            maps = mixed(maps, passes[1.0].segmentation_logits[: len(batch.image)].float(), batch, config)
-        propagate = Propagator(maps, batch, config, refinement(batch, config))
-        y_c = propagate(on.propagation) if on.c2s else None
+        maps, par = seed_maps(passes, batch, scales, flip), refinement(batch, config)
+        propagate = Propagator(maps, batch, config, par)
+        if on.c2s and on.propagation == "bsp" and config.seed_share:
+            shared = mixed(maps, passes[1.0].segmentation_logits[: len(batch.image)].float(), batch, config)
+            y_c = Propagator(shared, batch, config, par)("bsp")
+        elif on.c2s:
+            y_c = propagate(on.propagation)
         if on.aff:
             tokens = y_c if on.c2s and on.propagation == "par" else propagate("par")
     if on.s2c:

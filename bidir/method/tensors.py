@@ -40,9 +40,8 @@ class Batch:
         """The batch in pieces of at most ``size`` images; 0: in one."""
         if not 0 < size < len(self.image):
             return [self]
-        names, pieces = zip(*self.tensors().items(), strict=True)
-        pieces = zip(*(value.split(size) for value in pieces), strict=True)
-        return [replace(self, **dict(zip(names, piece, strict=True))) for piece in pieces]
+        starts = range(0, len(self.image), size)
+        return [replace(self, **{name: value[i : i + size] for name, value in self.tensors().items()}) for i in starts]
 
 
 def resize(maps: Float[Tensor, "B K h w"], size: tuple[int, int]) -> Float[Tensor, "B K h2 w2"]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub as hub
 import safetensors.torch
 import torch
 from jaxtyping import Shaped
@@ -23,9 +24,11 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.")
 
 
 def read_plain(path: Path, remedy: str = "") -> Any:
-    """What ``torch.save`` wrote, on the CPU: tensors and plain values, never code.
+    """What ``torch.save`` wrote, or a .safetensors file holds, on the CPU: tensors and plain values, never code.
     Errors: ``WeightsError`` if the file is damaged or holds anything else, with the ``remedy``."""
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise any
         why = (str(error) or type(error).__name__).splitlines()[0]
@@ -37,11 +40,7 @@ def load_tensors(path: Path) -> State:
     Errors: ``WeightsError`` if the file is missing, damaged or holds anything but tensors."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; give encoder_weights = imagenet, random, or a path")
-    try:
-        state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_plain(path)
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path}: refused, not a plain file of tensors ({error})") from error
-    state = state if isinstance(state, dict) else {}
+    state = content if isinstance(content := read_plain(path), dict) else {}
     while inner := [state[key] for key in WRAPPINGS if isinstance(state.get(key), dict)]:
         state = inner[0]
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -149,16 +148,14 @@ def our_name(name: str) -> str:
 def from_hub(repository: str, file: str = "") -> Path:
     """A file of a repository on the hub, or the folder of all its files; of those fetched before where the hub cannot
     be reached, which is tried once. Errors: ``WeightsError``."""
-    try:
-        from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
-    except ImportError as error:
-        raise WeightsError(f"{repository} is on the hub, which needs its client: pip install 'bidir[hub]'") from error
     here = {"local_files_only": True}
     with suppress(Exception):  # the hub's client raises many kinds, most of them network errors
-        get_session().head(constants.ENDPOINT, timeout=5)
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
         here = {}
     try:
-        return Path(hf_hub_download(repository, file, **here) if file else snapshot_download(repository, **here))
+        return Path(
+            hub.hf_hub_download(repository, file, **here) if file else hub.snapshot_download(repository, **here)
+        )
     except Exception as error:
         why = f"could not be fetched from the hub ({type(error).__name__})"
         fix = "give the path of what you have (for an encoder: encoder_weights = a path, or random)"

@@ -1,7 +1,5 @@
 """Scores of every map the method makes, streaming: predict, count, drop."""
 
-from itertools import chain
-
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -53,7 +51,11 @@ def predict_maps(
     asked, size = Needed(), tuple(batch.image.shape[-2:])
     wanted = {protocol: {name for name in names if makes(protocol, name)} for protocol, names in wanted.items()}
     for protocol, names in wanted.items():
-        asked |= _needs(protocol, names, config)
+        scales, tested, flip = _passed(protocol, config)
+        if names & OF_CAM:
+            asked |= needed(scales, flip, config.propagation if names & PROPAGATED else "")
+        if names & {"branch_s", "y_s"}:
+            asked |= needed((), flip, branch_s=tested)
     passes, masks = multi_scale_pass(network, batch.image, asked), {}
     several = any("branch_s" in wanted.get(protocol, ()) for protocol in ("ms", "crf"))
     best = resize(best_logits(passes, batch.image, config.eval_scales), size) if several else None
@@ -74,13 +76,6 @@ def predict_maps(
 def _passed(protocol: str, config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
     """The scales of a protocol's CAM and of its Branch-S, and whether they are passed mirrored too."""
     return ((1.0,), (1.0,), False) if protocol == "raw" else (config.seed_scales, config.eval_scales, True)
-
-
-def _needs(protocol: str, names: set[str], config: RunConfig) -> Needed:
-    """The passes that the maps ``names`` of a protocol ask for."""
-    scales, tested, flip = _passed(protocol, config)
-    asked = needed(scales, flip, config.propagation if names & PROPAGATED else "") if names & OF_CAM else Needed()
-    return asked | (needed((), flip, branch_s=tested) if names & {"branch_s", "y_s"} else Needed())
 
 
 def _of_cam(
@@ -117,13 +112,11 @@ def evaluate(
             matrices[key] = matrices.get(key, 0) + counts.sum(0)
             if key in PER_IMAGE:
                 images += _image_rows(key, counts, names, split.class_names)
-    keys = sorted({key for part in distributed.gathered(sorted(matrices)) for key in part})  # a process may have none
-    empty = torch.zeros(classes + 1, classes + 2, dtype=torch.int64)
-    tables = []
-    for protocol, name in keys:
-        counts = distributed.total(matrices.get((protocol, name), empty).to(device)).cpu()
-        tables.append(score_table(counts, split.class_names).assign(protocol=protocol, map=name, images=len(split)))
-    per_image = pd.DataFrame(sorted(chain.from_iterable(distributed.gathered(images))), columns=IMAGE_COLUMNS)
+    parts, tables = distributed.gathered((matrices, images)), []
+    for key in sorted({key for counted, _ in parts for key in counted}):
+        counts = sum(counted[key] for counted, _ in parts if key in counted)  # a process may have no image
+        tables.append(score_table(counts, split.class_names).assign(protocol=key[0], map=key[1], images=len(split)))
+    per_image = pd.DataFrame(sorted(row for _, rows in parts for row in rows), columns=IMAGE_COLUMNS)
     return Scores(pd.concat(tables, ignore_index=True)[COLUMNS], per_image)
 
 

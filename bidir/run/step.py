@@ -70,9 +70,8 @@ def train_step(learner: Learner, batch: Batch, config: RunConfig, step: int) -> 
     for number, part in enumerate(parts, 1):
         share = len(part.image) / len(batch.image)
         with nullcontext() if number == len(parts) else accelerator.no_sync(model):
-            with accelerator.autocast():
-                outputs = forward(model, part, config, on)
-                targets = make_targets(average.module if config.ema_teacher else network, outputs, part, config, on)
+            outputs = forward(model, part, config, on)  # in mixed precision, if that is set; all else here is in full
+            targets = make_targets(average.module if config.ema_teacher else network, outputs, part, config, on)
             terms = loss_terms(outputs, part, targets, config, on)
             loss = total_loss(terms, config)
             said = _said(*gradients(network, terms, config), [*terms]) if due else {}

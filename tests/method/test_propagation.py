@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bidir.config import ConfigError
 from bidir.method.maps import SeedMaps
 from bidir.method.propagation import (
     Present,
@@ -94,7 +95,7 @@ def test_afa_walks_before_it_refines(quick, batch_of, uniform):
     still = propagator(flat_maps(cam), batch_of(halves), quick)("par")
     assert (still[:, :, 18:] == 0).all()
     assert (still[:, :, :14] == 1).all()
-    with pytest.raises(ValueError, match="needs the affinity"):
+    with pytest.raises(ConfigError, match="needs the affinity"):
         propagator(flat_maps(cam), batch_of(uniform), quick)("afa")
 
 

@@ -103,6 +103,17 @@ def test_affinity_loss_and_afa_with_a_transformer(quick, first_batch):
     assert network.affinity.mix.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("supervision", ["none", "c2s"])
+def test_what_the_affinity_learns_from_holds_no_share_of_branch_s(quick, first_batch, supervision):
+    """Nobody may have decoded Branch-S, and ``seed_share`` is for what BSP propagates."""
+    config = quick.replace(supervision=supervision, encoder="mit_b0", encoder_weights="random", lambda_aff=0.1)
+    network, batch, on = DualBranchNetwork(config, 6).eval(), first_batch(config), active(config, 39)
+    outputs = forward(network, batch, config, on)
+    own, mixed = (make_targets(network, outputs, batch, config.replace(seed_share=s), on) for s in (0.0, 0.5))
+    assert torch.equal(own.tokens, mixed.tokens)
+    assert supervision == "none" or not torch.equal(own.y_c, mixed.y_c)
+
+
 def test_a_batch_without_a_confident_pixel_trains_on(quick, first_batch):
     config = quick.replace(sigma_c=1.0, sigma_s=20.0, par_normalized=True)
     network, batch, on = DualBranchNetwork(config, 6), first_batch(config), active(config, 39)
