@@ -31,12 +31,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, tensors on the CPU.
     Errors: ``WeightsError`` if the file is missing, damaged, holds code, or is no checkpoint of ours."""
-    if not Path(path).is_file():
-        raise WeightsError(f"{path}: no such checkpoint")
     try:
         body, _, digest = Path(path).read_bytes().rpartition(MARK)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error})") from error
+        raise WeightsError(f"{path}: no such checkpoint, or it cannot be read ({error})") from error
     if body and hashlib.sha256(body).hexdigest().encode() != digest:  # older ones have none
         raise WeightsError(f"{path}: damaged, its digest is another; {REMEDY}")
     content = read_plain(Path(path), f"; {REMEDY}")
@@ -58,9 +56,9 @@ def save_state(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
         })  # fmt: skip
 
 
-def resume(path: Path, learner: Learner) -> tuple[int, list[dict] | None]:
+def resume(path: Path, learner: Learner) -> tuple[int, list[dict]]:
     """Restore weights, their average, optimiser, loss scale and random state; returns the iterations done, 0 without a
-    checkpoint, and the rows logged until then, None if older code wrote it. Errors: ``WeightsError``."""
+    checkpoint, and the rows logged until then. Errors: ``WeightsError``."""
     if not path.is_file():
         return 0, []
     state, (network, _, optimizer, average, accelerator) = load_checkpoint(path), learner
@@ -77,14 +75,12 @@ def resume(path: Path, learner: Learner) -> tuple[int, list[dict] | None]:
                 torch.cuda.set_rng_state(own["cuda"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
-        return int(state["step"]), state.get("rows")
+        return int(state["step"]), state["rows"]
     except Exception as error:  # whatever a file can hold
         raise WeightsError(f"{path}: no run can go on from it ({error!r:.300}); {REMEDY}") from error
 
 
-def load_network(
-    path: str | Path, device: str = "cpu", averaged: bool = True
-) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
+def load_network(path: str | Path, averaged: bool = True) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
     """A trained network in eval mode, its configuration and its class names; with the average of its weights if the
     run kept one, or, not ``averaged``, as the last step left them.
     ``path``: a checkpoint, a folder by ``export_model``, or its hub name, user/name. Errors: ``WeightsError``."""
@@ -97,7 +93,7 @@ def load_network(
         raise WeightsError(f"{path}: made by another version of this project, or damaged ({error})") from error
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(classes))
     load_matching(network, content.get("average" if averaged else "model", content["model"]), str(path))
-    return network.to(device, memory_format=torch.channels_last).eval(), config, classes
+    return network.to(memory_format=torch.channels_last).eval(), config, classes
 
 
 def begin_from(network: DualBranchNetwork, config: RunConfig, classes: tuple[str, ...]) -> dict[str, list[str]]:

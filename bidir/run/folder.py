@@ -25,7 +25,6 @@ KINDS = {  # of the facts
     int: ("revision", "threads", "train_images", "val_images", "peak_memory_mib"),
     int | float: ("seconds", "seconds_per_step"), list: ("classes", "earlier_commits"), dict: ("results", "versions"),
 }  # fmt: skip
-COUNTED = {"per_class": ["iou", "images"], "per_image": ["hit", "true", "predicted"]}  # numbers, of all columns
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -126,11 +125,9 @@ class RunFolder:
         except OSError as error:
             return "failed", f"damaged: {error}"
 
-    def start(
-        self, config: RunConfig, manifest: str, classes: tuple, machine: dict, step: int, rows: list | None = None
-    ) -> None:
+    def start(self, config: RunConfig, manifest: str, classes: tuple, machine: dict, step: int, rows: list) -> None:
         """Make the folder, say where its numbers come from, go back to the ``rows`` of iteration ``step``, those of its
-        checkpoint (None: older code's, without). ``machine``: what runs it. Errors: ``OSError``: cannot be written."""
+        checkpoint. ``machine``: what runs it. Errors: ``OSError``: cannot be written."""
         self.path.mkdir(parents=True, exist_ok=True)
         remove_drafts(self.path)
         self.done.unlink(missing_ok=True)
@@ -140,7 +137,6 @@ class RunFolder:
             facts["earlier_commits"] = [*before.get("earlier_commits", []), before.get("git_commit")]
         self.update({**facts, "classes": list(classes), **code, **machine})
         self.failed.unlink(missing_ok=True)
-        rows = [row for row in self.rows() if row["step"] <= step] if rows is None else rows
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def facts(self) -> dict[str, Any]:
@@ -184,7 +180,6 @@ class RunFolder:
         how = {"dtype": {"image": str, "class": str}, "keep_default_na": False}  # also one called 0001, or NA
         how["na_values"] = dict.fromkeys(("iou", "precision", "recall", "coverage"), "")
         tables = [pd.read_csv(self.path / f"{name}.csv", **how) for name in Scores._fields]
-        tables = [table.assign(part=table.get("part", "val")) for table in tables]  # older code scored nothing else
         return Scores(*(table[table["part"] == (part or table["part"])] for table in tables))
 
     def finish(self, scores: Scores, facts: dict[str, Any]) -> None:
@@ -201,10 +196,10 @@ def _damage(path: Path, _: tuple) -> str:
     try:
         done = os.listdir(path) and folder.done.is_file()
         at = folder.done
-        for known, name in dict(map(str.split, at.read_text().splitlines() if done else ())).items():
-            at = path / name
-            if files_digest(at) != known:
-                raise ValueError("not what DONE holds the digest of")  # older code's holds none
+        held = {name: digest for digest, name in map(str.split, at.read_text().splitlines())} if done else {}
+        for at in folder.numbers if done else ():
+            if files_digest(at) != held.get(at.name):
+                raise ValueError("not what DONE holds the digest of")
         at = folder.provenance
         if done or at.is_file():
             facts = json.loads(at.read_bytes())
@@ -214,13 +209,6 @@ def _damage(path: Path, _: tuple) -> str:
             for kind, names in KINDS.items():
                 if wrong := [name for name in names if name in facts and not isinstance(facts[name], kind)]:
                     raise ValueError(f"{wrong[0]} = {facts[wrong[0]]!r:.60}")
-        if done:
-            at = folder.metrics
-            if len(folder.rows()) != at.read_bytes().count(b"\n") or folder.last_step() != config.iterations:
-                raise ValueError(f"not the rows of {config.iterations} iterations")
-            for name, columns in COUNTED.items():
-                at = path / f"{name}.csv"
-                pd.read_csv(at)[columns].astype(float)
     except Exception as error:  # a file can hold anything
         return f"{at}: {' '.join(str(error).split()) or type(error).__name__}"
     return ""

@@ -58,7 +58,8 @@ def test_a_resume_with_other_code_says_so(quick, tmp_path, monkeypatch):
     code = lambda: {"git_commit": next(commits), "git_dirty": False}  # noqa: E731
     monkeypatch.setattr("bidir.run.folder.code_provenance", code)
     for step, earlier in ((0, None), (1, ["a"]), (2, ["a"])):
-        folder.start(quick, "manifest", ("a",), {"hardware": "here"}, step)
+        before = [row for row in folder.rows() if row["step"] <= step]
+        folder.start(quick, "manifest", ("a",), {"hardware": "here"}, step, before)
         folder.log({"step": step + 1, "kind": "train"})
         folder.log({"step": step + 2, "kind": "train"})
         assert folder.facts().get("earlier_commits") == earlier
