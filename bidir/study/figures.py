@@ -160,7 +160,7 @@ def plot_dynamics(curves: pd.DataFrame, titles: dict[str, str], hues: list[str],
     plt.setp(axes[1], xlabel="iteration")
     axes[0, 0].set_ylabel("mIoU (%)")
     axes[1, 0].set_ylabel("mIoU or share (%)")
-    axes[0, 0].legend(loc="lower right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(hues))
     return figure
 
 
