@@ -10,7 +10,7 @@ import safetensors.torch
 
 from bidir.atomic import write_bytes, write_text
 from bidir.config import MACHINE_FIELDS, ConfigError, WeightsError
-from bidir.run.checkpoint import load_checkpoint
+from bidir.run.checkpoint import load_checkpoint, scored_weights
 from bidir.run.folder import RunFolder
 
 TOLD = ("supervision", "object_aware_decoding", "propagation", "encoder", "encoder_weights", "iterations",
@@ -26,7 +26,7 @@ def export_model(checkpoint: str | Path, out: str | Path, push_to: str = "") -> 
     content, out = load_checkpoint(checkpoint), Path(out)
     facts = RunFolder(Path(checkpoint).parent).facts()
     config = {name: value for name, value in json.loads(content["config"]).items() if name not in MACHINE_FIELDS}
-    tensors = {name: value.contiguous() for name, value in content.get("average", content["model"]).items()}
+    tensors = {name: value.contiguous() for name, value in scored_weights(content).items()}
     write_bytes(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     held = {"config": config, "classes": content["classes"], "step": content["step"]}
     write_text(out / "config.json", json.dumps(held, indent=1) + "\n")

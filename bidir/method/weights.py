@@ -153,9 +153,8 @@ def from_hub(repository: str, file: str = "") -> Path:
         hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
         here = {}
     try:
-        return Path(
-            hub.hf_hub_download(repository, file, **here) if file else hub.snapshot_download(repository, **here)
-        )
+        found = hub.hf_hub_download(repository, file, **here) if file else hub.snapshot_download(repository, **here)
+        return Path(found)
     except Exception as error:
         why = f"could not be fetched from the hub ({type(error).__name__})"
         fix = "give the path of what you have (for an encoder: encoder_weights = a path, or random)"

@@ -80,6 +80,11 @@ def resume(path: Path, learner: Learner) -> tuple[int, list[dict]]:
         raise WeightsError(f"{path}: no run can go on from it ({error!r:.300}); {REMEDY}") from error
 
 
+def scored_weights(content: dict[str, Any]) -> dict[str, Any]:
+    """Those of a checkpoint that are scored: the average if it holds one."""
+    return content.get("average", content["model"])
+
+
 def load_network(path: str | Path, averaged: bool = True) -> tuple[DualBranchNetwork, RunConfig, tuple[str, ...]]:
     """A trained network in eval mode, its configuration and its class names; with the average of its weights if the
     run kept one, or, not ``averaged``, as the last step left them.
@@ -92,7 +97,7 @@ def load_network(path: str | Path, averaged: bool = True) -> tuple[DualBranchNet
     except (ConfigError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: made by another version of this project, or damaged ({error})") from error
     network = DualBranchNetwork(config.replace(encoder_weights="random"), len(classes))
-    load_matching(network, content.get("average" if averaged else "model", content["model"]), str(path))
+    load_matching(network, scored_weights(content) if averaged else content["model"], str(path))
     return network.to(memory_format=torch.channels_last).eval(), config, classes
 
 
@@ -102,9 +107,8 @@ def begin_from(network: DualBranchNetwork, config: RunConfig, classes: tuple[str
     Errors: ``WeightsError`` if it holds another encoder or is no whole model."""
     trained, other, theirs = load_network(resolve(config.initial))
     if other.encoder != config.encoder:
-        raise WeightsError(
-            f"initial = {config.initial}: holds {other.encoder}, encoder = {config.encoder!r} is another"
-        )
+        held = f"holds {other.encoder}, encoder = {config.encoder!r} is another"
+        raise WeightsError(f"initial = {config.initial}: {held}")
     state = trained.state_dict()
     kept, fresh = [name for name in classes if name in theirs], [name for name in classes if name not in theirs]
     for name, own in network.state_dict().items():  # shares its memory with the network

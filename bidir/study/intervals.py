@@ -5,7 +5,7 @@ from bisect import bisect_left
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import ncfdtr, stdtrit  # quantiles of Student's t; scipy.stats takes long to import
+from scipy.special import ncfdtr, stdtrit  # of Fisher's F and Student's t; scipy.stats takes long to import
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
