@@ -10,7 +10,7 @@ PAR                    ``par.PAR``: pixel-adaptive refinement
 Y_c                    ``propagation.Propagator``: ``par``, ``afa`` (``propagation.random_walk``), ``bsp`` (S -> C)
 Y_s                    ``propagation.segmentation_pseudo_label``
 L_cls                  ``losses.classification_loss``
-L_c2s, L_s2c           ``losses.dense_loss`` (of ``losses.foreground_target`` for L_s2c)
+L_c2s, L_s2c           ``losses.dense_loss``; ``losses.feedback_loss``: the paper's, and others
 L_aff                  ``losses.affinity_loss``
 L                      ``supervision.total_loss``; what is on when: ``supervision.active``
 =====================  =====================================================================================

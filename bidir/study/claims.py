@@ -92,9 +92,12 @@ def endpoint_title(endpoint: str) -> str:
 
 
 def headlines(claims: pd.DataFrame) -> list[str]:
-    """The sentences of the first claim on each ``data`` and of each question's first that is resolved."""
-    told = claims[~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])]
-    return [*told.drop_duplicates(["data", "question", "reading"])["sentence"]]
+    """The sentences of the first claim on each ``data``, of each question's first that is resolved, and of the first of
+    each other question about the same second arm: what a gain is part of."""
+    told = ~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])
+    arms, first = claims[["data", "grid", "second"]].astype(str).agg(" ".join, axis=1), ~claims.duplicated("question")
+    told |= first & arms.isin(arms[told]) & ~claims["question"].isin(claims["question"][told])
+    return [*claims[told].drop_duplicates(["data", "question", "reading"])["sentence"]]
 
 
 def claims_table(claims: pd.DataFrame) -> pd.DataFrame:

@@ -32,12 +32,12 @@ def push(logits: Float[Tensor, "B C h w"], y_s: Int[Tensor, "B h w"]) -> Float[T
 def lessons(network: DualBranchNetwork, split: Split, config: RunConfig) -> pd.DataFrame:
     """Over the images of ``split``, one pass each, at a quarter of their resolution: a row for each of ``GROUPS``, with
     how many pixels, how many of them each teacher labels (says), labels rightly (right), and rightly where the other
-    labels wrongly (only); and the mean of ``push`` on the CAM of the class there; on background, where none is, of the
-    class present whose CAM is largest. Opens masks: to look at, never to train."""
+    does not (only); how many Y_s labels as a class that they are not (wrong). ``asks_right`` and ``asks_wrong``: what
+    L_s2c asks of the CAM for the class that Y_s names (``push``), where that is right and where not, summed. On objects
+    what is not ``s_right`` or ``s_wrong`` is background to Y_s, or ignored. Opens masks: to look at, never to train."""
     images, device = WholeImages(split, config.eval_size), next(network.parameters()).device
     parts = [_lessons(network, collate([images[i]]).to(device), config) for i in range(len(split))]
-    total = pd.concat(parts).groupby("group", sort=False).sum()
-    return total.assign(push=total["push"] / total["pixels"]).reset_index()
+    return pd.concat(parts).groupby("group", sort=False).sum().reset_index()
 
 
 def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.DataFrame:
@@ -47,17 +47,16 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
     truth, cam, y_c, y_s = (
         nearest(mask, size) for mask in (batch.mask, *(made["raw", name] for name in ("cam", "y_c", "y_s")))
     )
-    logits = resize(logits, size)
-    shown = logits.masked_fill(batch.label[:, :, None, None] == 0, -torch.inf).argmax(1)
-    of = torch.where((truth > 0) & (truth != IGNORE), truth - 1, shown)
-    moved = push(logits, y_s).gather(1, of[:, None])[:, 0]
-    objects, rows = (truth > 0) & (truth != IGNORE), []
+    named, objects, rows = (y_s > 0) & (y_s != IGNORE), (truth > 0) & (truth != IGNORE), []
+    asked = push(resize(logits, size), y_s).gather(1, torch.where(named, y_s - 1, 0)[:, None])[:, 0]
     for name, group in zip(GROUPS, (truth == 0, objects & (cam == truth), objects & (cam != truth)), strict=True):
-        row = {"group": name, "pixels": int(group.sum()), "push": float(moved[group].sum())}
+        row = {"group": name, "pixels": int(group.sum()), "s_wrong": int((group & named & (y_s != truth)).sum())}
         for who, own, other in (("c", y_c, y_s), ("s", y_s, y_c)):
-            right, wrong = group & (own == truth), (other != truth) & (other != IGNORE)
-            counts = {"says": group & (own != IGNORE), "right": right, "only": right & wrong}
+            right = group & (own == truth)
+            counts = {"says": group & (own != IGNORE), "right": right, "only": right & (other != truth)}
             row |= {f"{who}_{what}": int(where.sum()) for what, where in counts.items()}
+        for what, where in {"right": y_s == truth, "wrong": y_s != truth}.items():
+            row[f"asks_{what}"] = float(asked[group & named & where].sum())
         rows.append(row)
     return pd.DataFrame(rows)
 

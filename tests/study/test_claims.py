@@ -83,7 +83,7 @@ def test_the_texts_hold_the_claims_as_they_are_computed_now(committed, tmp_path)
     assert (tmp_path / "README.md").read_text() == README
     assert (tmp_path / "results" / "claims.yaml").read_text() == (ROOT / "results" / "claims.yaml").read_text()
     assert len(re.findall(r"^- .*points", README.split("<!-- verdict -->")[1].split("<!-- end -->")[0], re.M)) == (
-        committed["data"].nunique() + 3  # scenes: BSP; photographs: BSP, Branch-S's probability in the CAM
+        committed["data"].nunique() + 4  # scenes: BSP; photographs: BSP, Branch-S's probability in the CAM, twice
     )
     (tmp_path / "README.md").write_text(README.replace("**not confirmed**", "confirmed"))
     write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
@@ -131,10 +131,10 @@ def test_a_claim_without_its_runs_is_refused(tmp_path):
     asked = yaml.safe_load((ROOT / "results" / "claims.yaml").read_text())[0]
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump([{**asked, "second": {"supervision": "neither"}}]))
-    with pytest.raises(ConfigError, match=r"'teaching in both.*no seed of grid 'directions' has both arms"):
+    with pytest.raises(ConfigError, match=r"'the loss of S.*no seed of grid 'directions' has both arms"):
         read_claims(path)
     path.write_text(yaml.safe_dump([{**asked, "grid": "nowhere"}]))
-    with pytest.raises(ConfigError, match=r"'teaching in both.*grid 'nowhere' holds no finished run"):
+    with pytest.raises(ConfigError, match=r"'the loss of S.*grid 'nowhere' holds no finished run"):
         read_claims(path)
     del asked["endpoint"]
     for wrong in (yaml.safe_dump([asked]), "a sentence"):

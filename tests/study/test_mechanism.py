@@ -1,4 +1,4 @@
-"""Counts of what teachers know against loops over pixels; the push of the loss against softmax by hand."""
+"""Counts of what teachers know against loops over pixels; what the loss asks against softmax by hand."""
 
 import math
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bidir.data.loader import WholeImages, collate
 from bidir.data.open import open_split
@@ -33,18 +34,25 @@ def test_counts_are_those_of_a_loop_over_pixels(short):
         batch = collate([images[i]])
         made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
         cam, y_c, y_s = (made["raw", name][0, ::4, ::4].numpy().ravel() for name in ("cam", "y_c", "y_s"))
-        for truth, seen, c, s in zip(batch.mask[0, ::4, ::4].numpy().ravel(), cam, y_c, y_s, strict=True):
+        masks = batch.mask[0, ::4, ::4].numpy()
+        with torch.no_grad():
+            logits = F.interpolate(network(batch.image).cam_logits, size=masks.shape, mode="bilinear")
+        chances = logits.softmax(1)[0].flatten(1).T.numpy()
+        for truth, seen, c, s, chance in zip(masks.ravel(), cam, y_c, y_s, chances, strict=True):
             if truth == 255:
                 continue
             group = GROUPS[0] if truth == 0 else GROUPS[1] if seen == truth else GROUPS[2]
             for name, counted in {
                 "pixels": True, "c_says": c != 255, "s_says": s != 255, "c_right": c == truth, "s_right": s == truth,
-                "c_only": c == truth and s not in (truth, 255), "s_only": s == truth and c not in (truth, 255),
+                "c_only": c == truth != s, "s_only": s == truth != c, "s_wrong": s not in (truth, 0, 255),
             }.items():  # fmt: skip
                 wanted[group, name] = wanted.get((group, name), 0) + int(counted)
+            if s not in (0, 255):  # cross-entropy asks for what a softmax lacks of 1
+                name = "asks_right" if s == truth else "asks_wrong"
+                wanted[group, name] = wanted.get((group, name), 0) + 1 - chance[s - 1]
     table = lessons(network, split, config).set_index("group")
-    assert {key: table.loc[key] for key in wanted} == wanted
-    assert table["push"].between(-1, 1).all()
+    assert {key: table.loc[key] for key in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert {"asks_right", "asks_wrong"} <= {name for _, name in wanted}
 
 
 def test_every_checkpoint_that_stays_is_looked_at(short, tmp_path):

@@ -173,7 +173,8 @@ def drawn(batch, workspace):
             "seconds_per_step": [0.5, 0.7], "seconds_least": [0.4, 0.7], "seconds_most": [0.6, 0.9],
             "peak_memory_mib": [900, 1000], "what": "this machine"}  # fmt: skip
     pd.DataFrame(cost).to_csv(out / "cost.csv", index=False)
-    counts = {"pixels": 100, "push": 0.1, "images": 60} | {f"{who}_{what}": count for who in "cs"
+    counts = {"pixels": 100, "s_wrong": 20, "asks_right": 4, "asks_wrong": 12, "images": 60}
+    counts |= {f"{who}_{what}": count for who in "cs"
               for what, count in (("says", 80), ("right", 60), ("only", 10))}  # fmt: skip
     looked = [{"run_id": f"two_by_two-{cell}-{seed}", "step": step, "group": group, **counts}
               for cell in (2, 3) for seed in (0, 1) for step in (20, 40) for group in GROUPS]  # fmt: skip
@@ -237,10 +238,11 @@ def test_comparisons_pair_the_right_runs(drawn):
 def test_what_teachers_know_is_a_share_of_the_pixels(drawn):
     """Right on 60 of 80 labelled of 100 pixels, on 10 where the other is wrong, in each of three groups."""
     caption = (drawn[0] / "figures" / "fig5_mechanism.md").read_text()
-    assert "par: S 10.0 %, C 10.0 %" in caption
+    assert "par: alone right S 10.0 %, C 10.0 %, 25 % of what S → C asks is for the right class" in caption
     numbers = pd.read_csv(drawn[0] / "tables" / "table5_mechanism.csv").groupby("what")["mean"].unique()
     assert {name: values.tolist() for name, values in numbers.items()} == {
-        "Y_c right": [0.6], "Y_s right": [0.6], "only Y_c": [0.1], "only Y_s": [0.1], "push": [0.1]}  # fmt: skip
+        "Y_c right": [0.6], "Y_s right": [0.6], "only Y_c": [0.1], "only Y_s": [0.1],
+        "Y_s names another class": [0.2], "asked for the right class": [0.04], "for a wrong class": [0.12]}  # fmt: skip
 
 
 def test_a_tables_numbers_are_in_its_csv_and_in_the_runs(batch, drawn):
