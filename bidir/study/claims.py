@@ -95,8 +95,8 @@ def headlines(claims: pd.DataFrame) -> list[str]:
     """The sentences of the first claim on each ``data``, of each question's first that is resolved, and of the first of
     each other question about the same second arm: what a gain is part of."""
     told = ~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])
-    arms, first = claims[["data", "grid", "second"]].astype(str).agg(" ".join, axis=1), ~claims.duplicated("question")
-    told |= first & arms.isin(arms[told]) & ~claims["question"].isin(claims["question"][told])
+    arms, first = claims["data"] + claims["grid"] + claims["second"].map(str), ~claims.duplicated("question")
+    told = told | (first & arms.isin(arms[told]) & ~claims["question"].isin(claims["question"][told]))
     return [*claims[told].drop_duplicates(["data", "question", "reading"])["sentence"]]
 
 

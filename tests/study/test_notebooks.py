@@ -225,8 +225,8 @@ def test_comparisons_pair_the_right_runs(drawn):
     moved = moved.set_index(["first", "second"])["mean"]
     assert moved["loss off + par", "loss off + bsp"] == pytest.approx(0.055, abs=1e-5)
     assert moved["loss on + par", "loss on + bsp"] == pytest.approx(0.105, abs=1e-5)
-    assert moved["loss off + bsp", "seed_share=0.5 + bsp"] == pytest.approx(0.15, abs=1e-5)  # by 0.20, 0.21
-    assert moved["loss off + par", "seed_share=0.5 + bsp"] == pytest.approx(0.205, abs=1e-5)
+    assert moved["loss off + bsp", "S in the CAM + bsp"] == pytest.approx(0.15, abs=1e-5)  # by 0.20, 0.21
+    assert moved["loss off + par", "S in the CAM + bsp"] == pytest.approx(0.205, abs=1e-5)
     own = pd.read_csv(out / "per_class.csv").query("protocol == 'raw' and map == 'branch_s' and `class` == 'mean'")
     iou = own.set_index("run_id")["iou"]
     gain = sum(iou[f"two_by_two-2-{seed}"] - iou[f"two_by_two-0-{seed}"] for seed in (0, 1)) / 2
