@@ -54,9 +54,7 @@ def content_digest(path: str | Path) -> str:
     try:
         return files_digest(*([found / "model.safetensors", found / "config.json"] if found.is_dir() else [found]))
     except OSError as error:
-        raise WeightsError(
-            f"initial = {path}: no checkpoint, nor a folder that bidir export wrote ({error})"
-        ) from error
+        raise WeightsError(f"initial = {path}: no checkpoint nor a folder by bidir export ({error})") from error
 
 
 def resolve(path: str | Path) -> Path:

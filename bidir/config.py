@@ -160,9 +160,8 @@ class RunConfig(Machine, Scenes, Evaluation, Augment, Network, Optimiser, Superv
         if self.ema_teacher and not self.ema_decay:
             raise ConfigError("ema_teacher = True: needs the average that ema_decay = 0 does not keep; set 0.98")
         if self.supervision == "both" and self.s2c_loss == "cosa" and not self.c2s_balance:
-            raise ConfigError(
-                "s2c_loss = 'cosa' with c2s_balance = False: CAM and Y_c can shrink each other to nothing; set True"
-            )
+            why = "CAM and Y_c can shrink each other to nothing"
+            raise ConfigError(f"s2c_loss = 'cosa' with c2s_balance = False: {why}; set True")
         if self.confidence == "probability" and self.sigma_s > 1:
             raise ConfigError(f"sigma_s = {self.sigma_s} with confidence = 'probability': needs to be at most 1")
         if 0 < self.eval_size < 32:

@@ -17,7 +17,6 @@ from bidir.config import WeightsError
 
 State = dict[str, Shaped[Tensor, "..."]]  # a state dict: names to tensors
 
-
 # where other programs keep a state dict in a file, and what they put before the names of an encoder's tensors
 WRAPPINGS = ("state_dict", "model", "model_state_dict", "model_state", "network", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.")

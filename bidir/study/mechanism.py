@@ -61,13 +61,17 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
     return pd.DataFrame(rows)
 
 
-def over_checkpoints(run: RunFolder, images: int, **where: str) -> pd.DataFrame:
+def over_checkpoints(run: RunFolder, images: int, rules: dict[str, dict] | None = None, **where: str) -> pd.DataFrame:
     """``lessons`` on so many validation images, of the weights that are scored, at each checkpoint that a finished run
-    kept since its S -> C began and at its last: columns run_id, step, images beside. ``where``: the machine's."""
+    kept since its S -> C began and at its last: columns run_id, step, images beside. Of the last also as if Y_s were
+    made by other settings, ``rules`` by name: column y_s, "as trained" else. ``where``: the machine's settings."""
     config = RunConfig.from_stored(run.facts()["config"]).replace(**where)
     split = open_split(config, "val")
     split = split.select(split.spread(images))
     every = sorted({**run.kept(), config.iterations: run.checkpoint}.items())
-    every = [(step, path) for step, path in every if step >= config.s2c_start]
-    tables = [lessons(load_network(path)[0], split, config).assign(step=step) for step, path in every]
+    every = [(step, path, "as trained", {}) for step, path in every if step >= config.s2c_start]
+    every += [(*every[-1][:2], *rule) for rule in (rules or {}).items()]
+    tables = []
+    for step, path, name, rule in every:
+        tables.append(lessons(load_network(path)[0], split, config.replace(**rule)).assign(step=step, y_s=name))
     return pd.concat(tables).assign(run_id=run.run_id, images=images)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from bidir.data.loader import WholeImages, collate
 from bidir.data.open import open_split
+from bidir.data.overlay import save_palette_png
 from bidir.run.checkpoint import load_network
 from bidir.run.evaluation import predict_maps
 from bidir.run.folder import RunFolder
@@ -25,20 +27,30 @@ def test_the_loss_moves_foreground_alone():
     torch.testing.assert_close(moved, expected)
 
 
-def test_counts_are_those_of_a_loop_over_pixels(short):
+def test_counts_are_those_of_a_loop_over_pixels(short, tmp_path):
+    """Bands of four rows have in turn the image's own mask, what Y_s says and the class after it: all cases occur."""
     config, path = short
     network, _, _ = load_network(path / "checkpoint.pt")
     split = open_split(config, "val").select(np.arange(4))
+    masks = []
+    for i, image in enumerate(WholeImages(split, config.eval_size)):
+        y_s = predict_maps(network, collate([image]), config, {"raw": {"y_s"}})["raw", "y_s"][0].numpy()
+        cycled = np.where((y_s > 0) & (y_s < 255), y_s % len(split.class_names) + 1, y_s)
+        band = (np.arange(len(y_s)) // 4 % 3)[:, None]
+        ids = np.append(split.mask_ids, [255] * 255)[np.choose(band, [split.read_mask(i), y_s, cycled])]
+        save_palette_png(ids.astype(np.uint8), tmp_path / f"{i}.png")
+        masks.append(tmp_path / f"{i}.png")
+    split = replace(split, masks=tuple(masks))
     images, wanted = WholeImages(split, config.eval_size), {}
     for i in range(len(split)):
         batch = collate([images[i]])
         made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
         cam, y_c, y_s = (made["raw", name][0, ::4, ::4].numpy().ravel() for name in ("cam", "y_c", "y_s"))
-        masks = batch.mask[0, ::4, ::4].numpy()
+        truths = batch.mask[0, ::4, ::4].numpy()
         with torch.no_grad():
-            logits = F.interpolate(network(batch.image).cam_logits, size=masks.shape, mode="bilinear")
+            logits = F.interpolate(network(batch.image).cam_logits, size=truths.shape, mode="bilinear")
         chances = logits.softmax(1)[0].flatten(1).T.numpy()
-        for truth, seen, c, s, chance in zip(masks.ravel(), cam, y_c, y_s, chances, strict=True):
+        for truth, seen, c, s, chance in zip(truths.ravel(), cam, y_c, y_s, chances, strict=True):
             if truth == 255:
                 continue
             group = GROUPS[0] if truth == 0 else GROUPS[1] if seen == truth else GROUPS[2]
@@ -54,7 +66,7 @@ def test_counts_are_those_of_a_loop_over_pixels(short):
     asked = {key: wanted.pop(key) for key in [*wanted] if key[1] in ("asks_right", "asks_wrong")}
     assert {key: table.loc[key] for key in wanted} == wanted
     assert {key: table.loc[key] for key in asked} == pytest.approx(asked, rel=1e-4)
-    assert {name for _, name in asked} == {"asks_right", "asks_wrong"}
+    assert {(GROUPS[1], "asks_right"), (GROUPS[2], "asks_wrong")} <= set(asked)  # as the bands have it
 
 
 def test_every_checkpoint_that_stays_is_looked_at(short, tmp_path):
@@ -68,3 +80,14 @@ def test_every_checkpoint_that_stays_is_looked_at(short, tmp_path):
     assert set(table["images"]) == {2}
     table = table[table["step"] == 24]
     assert table["pixels"].sum() == pytest.approx(2 * 24 * 24, rel=0.05)  # few are on a border
+
+
+def test_another_rule_for_y_s_is_looked_at_beside(short):
+    """With sigma_s above every value Y_s says nothing; all else is as trained, at the last checkpoint alone."""
+    table = over_checkpoints(RunFolder(short[1]), 2, {"silent": {"sigma_s": 20.0}})
+    trained, silent = (table[table["y_s"] == name].set_index("group") for name in ("as trained", "silent"))
+    assert set(silent["step"]) == {24}
+    trained = trained[trained["step"] == 24]
+    assert trained["s_says"].sum() > 0
+    assert not silent[["s_says", "s_right", "s_wrong", "asks_right", "asks_wrong"]].to_numpy().any()
+    assert (silent[["pixels", "c_says", "c_right"]] == trained[["pixels", "c_says", "c_right"]]).all().all()

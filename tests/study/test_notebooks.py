@@ -178,7 +178,9 @@ def drawn(batch, workspace):
               for what, count in (("says", 80), ("right", 60), ("only", 10))}  # fmt: skip
     looked = [{"run_id": f"two_by_two-{cell}-{seed}", "step": step, "group": group, **counts}
               for cell in (2, 3) for seed in (0, 1) for step in (20, 40) for group in GROUPS]  # fmt: skip
-    pd.DataFrame(looked).to_csv(out / "mechanism.csv", index=False)
+    looked = pd.DataFrame(looked).assign(y_s="as trained")
+    other = looked[looked["step"] == 40].assign(y_s="σ_s = 2", s_right=30, s_wrong=10, asks_right=3, asks_wrong=1)
+    pd.concat([looked, other]).to_csv(out / "mechanism.csv", index=False)
     where = {"runs_dir": batch[1]["runs_dir"], "data_root": batch[1]["data_root"]}
     return out, make_figures(out) | make_figures(out, "30", **where) | make_figures(out, "31", **where)
 
@@ -243,6 +245,9 @@ def test_what_teachers_know_is_a_share_of_the_pixels(drawn):
     assert {name: values.tolist() for name, values in numbers.items()} == {
         "Y_c right": [0.6], "Y_s right": [0.6], "only Y_c": [0.1], "only Y_s": [0.1],
         "Y_s names another class": [0.2], "asked for the right class": [0.04], "for a wrong class": [0.12]}  # fmt: skip
+    ruled = pd.read_csv(drawn[0] / "tables" / "table5_rules.csv").groupby(["y_s", "what"])["mean"].unique()
+    for rule, shares in {"as trained": [0.6, 0.2, 0.04, 0.12, 0.25], "σ_s = 2": [0.3, 0.1, 0.03, 0.01, 0.75]}.items():
+        assert sorted(ruled[rule].explode()) == sorted(shares)
 
 
 def test_a_tables_numbers_are_in_its_csv_and_in_the_runs(batch, drawn):
