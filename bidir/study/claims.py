@@ -93,10 +93,10 @@ def endpoint_title(endpoint: str) -> str:
 
 def headlines(claims: pd.DataFrame) -> list[str]:
     """The sentences of the first claim on each ``data``, of each question's first that is resolved, and of the first of
-    each other question about the same second arm: what a gain is part of."""
+    each question about the same second arm, resolved or not: its main endpoint, and what a gain is part of."""
     told = ~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])
-    arms, first = claims["data"] + claims["grid"] + claims["second"].map(str), ~claims.duplicated("question")
-    told = told | (first & arms.isin(arms[told]) & ~claims["question"].isin(claims["question"][told]))
+    arms = claims["data"] + claims["grid"] + claims["second"].map(str)
+    told |= ~claims.duplicated("question") & arms.isin(arms[told])
     return [*claims[told].drop_duplicates(["data", "question", "reading"])["sentence"]]
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from bidir.config import ConfigError
 from bidir.study import claims as module
-from bidir.study.claims import ASKED, claims_table, read_claims, stale_figures, write_claims
+from bidir.study.claims import ASKED, claims_table, headlines, read_claims, stale_figures, write_claims
 from bidir.study.intervals import holm
 from bidir.study.registry import read_registry
 
@@ -75,6 +75,15 @@ def test_a_sentence_says_no_more_than_the_reading(committed):
         assert f"{100 * claim.mean:+.1f} ± {100 * claim.half_width:.1f}" in claim.sentence
 
 
+def test_a_gain_at_another_endpoint_never_hides_the_main_one():
+    """Question 1 is resolved at its second endpoint alone; question 3 is about the same arm, question 2 about another."""
+    rows = [("0", "x", "not resolved"), ("1", "y", "not resolved"), ("1", "y", "higher"), ("1", "y", "not resolved"),
+            ("2", "z", "not resolved"), ("3", "y", "not resolved")]  # fmt: skip
+    claims = pd.DataFrame(rows, columns=["question", "second", "reading"])
+    claims = claims.assign(data="photographs", grid="variants", sentence=[*"abcdef"])
+    assert headlines(claims) == ["a", "b", "c", "f"]
+
+
 def test_the_texts_hold_the_claims_as_they_are_computed_now(committed, tmp_path):
     """Writing them anew changes neither the file nor the README: what a hand had changed there would show."""
     for name in ("results", "README.md"):
@@ -83,7 +92,8 @@ def test_the_texts_hold_the_claims_as_they_are_computed_now(committed, tmp_path)
     assert (tmp_path / "README.md").read_text() == README
     assert (tmp_path / "results" / "claims.yaml").read_text() == (ROOT / "results" / "claims.yaml").read_text()
     assert len(re.findall(r"^- .*points", README.split("<!-- verdict -->")[1].split("<!-- end -->")[0], re.M)) == (
-        committed["data"].nunique() + 7  # scenes: BSP, its decoder; photographs: BSP, S in the CAM, the loss on it
+        committed["data"].nunique()
+        + 10  # scenes: BSP, its decoder; photographs: BSP, S in the CAM, the loss on it, both
     )
     (tmp_path / "README.md").write_text(README.replace("**not confirmed**", "confirmed"))
     write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
