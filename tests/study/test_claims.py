@@ -76,7 +76,7 @@ def test_a_sentence_says_no_more_than_the_reading(committed):
 
 
 def test_a_gain_at_another_endpoint_never_hides_the_main_one():
-    """Question 1 is resolved at its second endpoint alone; question 3 is about the same arm, question 2 about another."""
+    """Question 1 is resolved at its second endpoint alone; 3 is about the same arm, 2 about another."""
     rows = [("0", "x", "not resolved"), ("1", "y", "not resolved"), ("1", "y", "higher"), ("1", "y", "not resolved"),
             ("2", "z", "not resolved"), ("3", "y", "not resolved")]  # fmt: skip
     claims = pd.DataFrame(rows, columns=["question", "second", "reading"])
