@@ -91,10 +91,9 @@ def test_the_texts_hold_the_claims_as_they_are_computed_now(committed, tmp_path)
     write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == README
     assert (tmp_path / "results" / "claims.yaml").read_text() == (ROOT / "results" / "claims.yaml").read_text()
-    assert len(re.findall(r"^- .*points", README.split("<!-- verdict -->")[1].split("<!-- end -->")[0], re.M)) == (
-        committed["data"].nunique()
-        + 10  # scenes: BSP, its decoder; photographs: BSP, S in the CAM, the loss on it, both
-    )
+    verdict = README.split("<!-- verdict -->")[1].split("<!-- end -->")[0]
+    more = 10  # scenes: BSP, its decoder; photographs: BSP, S in the CAM, the loss on it, both
+    assert len(re.findall(r"^- .*points", verdict, re.M)) == committed["data"].nunique() + more
     (tmp_path / "README.md").write_text(README.replace("**not confirmed**", "confirmed"))
     write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == README
