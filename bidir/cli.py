@@ -117,10 +117,10 @@ def report(results: list[Path], out: Annotated[Path, Option(callback=_file)] = P
 
 
 @app.command()
-def claims(path: Path = Path("results/claims.yaml"), readme: Path = Path("README.md")) -> None:
-    """Answer the claims anew from their registries, in their file and the README; name figures out of date."""
-    stale = bidir.write_claims(path, readme)
-    print("\n".join(f"{name}: drawn of other runs than the registry holds; draw it anew" for name in stale) or path)
+def claims() -> None:
+    """Answer results/claims.yaml anew, in itself, README and docs/results.md; name figures out of date."""
+    stale = bidir.write_claims()
+    print("\n".join(f"{name}: drawn of other runs than the registry holds; draw it anew" for name in stale))
 
 
 @app.command()

@@ -21,6 +21,7 @@ from bidir.study.tables import DRAWS, drawn_runs, short_title
 
 ASKED = ["data", "question", "registry", "grid", "first", "second", "endpoint"]  # the rest is computed
 LEAST, NAN = 3, float("nan")  # seeds of which a claim is made
+MAIN, TEXTS = "raw/branch_s", ("README.md", "docs/results.md")  # the primary endpoint; what holds blocks of claims
 
 
 def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
@@ -33,12 +34,9 @@ def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
         if lacking := [name for name in ASKED if name not in claim]:
             raise ConfigError(f"{path}: claim {number} has no {lacking[0]}; it needs {', '.join(ASKED)}")
     tables, families = cache(read_registry), Counter((claim["data"], claim["grid"]) for claim in asked)
-    rows = [
-        {name: claim[name] for name in ASKED}
-        | _measured(tables(claim["registry"]), claim, families[claim["data"], claim["grid"]])
-        for claim in asked
-    ]
-    claims = pd.DataFrame(rows)
+    sizes = [families[claim["data"], claim["grid"]] for claim in asked]
+    rows = [_measured(tables(claim["registry"]), claim, size) for claim, size in zip(asked, sizes, strict=True)]
+    claims = pd.DataFrame(asked)[ASKED].join(pd.DataFrame(rows))
     claims["p"] = claims.groupby(["data", "grid"], sort=False)["p"].transform(holm)
     claims["reading"] = claims.apply(_reading, axis=1)
     return claims.assign(sentence=claims.apply(_sentence, axis=1))
@@ -111,21 +109,22 @@ def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def write_claims(path: str | Path = "results/claims.yaml", text: str | Path = "README.md") -> list[str]:
-    """Answer the claims anew, in their file and in two blocks of ``text``: ``headlines`` and ``claims_table``.
-    Returns ``stale_figures`` of their registries."""
+def write_claims(path: str | Path = "results/claims.yaml", texts: tuple[str | Path, ...] = TEXTS) -> list[str]:
+    """Answer the claims anew, in their file and in the blocks of ``texts``: ``headlines`` (verdict), ``claims_table``
+    of ``MAIN`` alone (main claims) and of all (claims). Returns ``stale_figures`` of their registries."""
     claims = read_claims(path)
     kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
     rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
     write_text(resolve(path), yaml.safe_dump(rounded, allow_unicode=True, sort_keys=False, width=140))
-    blocks = {
-        "verdict": "\n".join(f"- {sentence}" for sentence in headlines(claims)),
-        "claims": tabulate(claims_table(claims), "keys", "github", showindex=False, disable_numparse=True),
-    }
-    page = resolve(text).read_text()
-    for name, block in blocks.items():
-        page = re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{block}\n\g<2>", page, flags=re.S)
-    write_text(resolve(text), page)
+    main = claims_table(claims[claims["endpoint"] == MAIN]).drop(columns="map")
+    shown = {"main claims": main, "claims": claims_table(claims)}
+    blocks = {name: tabulate(t, "keys", "github", showindex=False, disable_numparse=True) for name, t in shown.items()}
+    blocks["verdict"] = "\n".join(f"- {sentence}" for sentence in headlines(claims))
+    for text in map(resolve, texts):
+        page = text.read_text()
+        for name, block in blocks.items():
+            page = re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{block}\n\g<2>", page, flags=re.S)
+        write_text(text, page)
     return [stale for folder in dict.fromkeys(claims["registry"]) for stale in stale_figures(folder)]
 
 

@@ -18,6 +18,7 @@ from bidir.study.registry import read_registry
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+TEXTS = ("README.md", "docs/results.md")
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +86,26 @@ def test_a_gain_at_another_endpoint_never_hides_the_main_one():
 
 
 def test_the_texts_hold_the_claims_as_they_are_computed_now(committed, tmp_path):
-    """Writing them anew changes neither the file nor the README: what a hand had changed there would show."""
-    for name in ("results", "README.md"):
-        (shutil.copytree if name == "results" else shutil.copyfile)(ROOT / name, tmp_path / name)
-    write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text() == README
+    """Writing them anew changes neither the file nor the texts: what a hand had changed there would show."""
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    for text in TEXTS:
+        shutil.copyfile(ROOT / text, tmp_path / Path(text).name)
+    texts = tuple(tmp_path / Path(text).name for text in TEXTS)
+    write_claims(tmp_path / "results" / "claims.yaml", texts)
+    for text, copy in zip(TEXTS, texts, strict=True):
+        assert copy.read_text() == (ROOT / text).read_text()
     assert (tmp_path / "results" / "claims.yaml").read_text() == (ROOT / "results" / "claims.yaml").read_text()
+    rows = [re.findall(r"^\| .*(?:resolved|higher|lower) *\|$", text.read_text(), re.M) for text in texts]
+    assert [*map(len, rows)] == [(committed["endpoint"] == "raw/branch_s").sum(), len(committed)]
     verdict = README.split("<!-- verdict -->")[1].split("<!-- end -->")[0]
     more = 10  # scenes: BSP, its decoder; photographs: BSP, S in the CAM, the loss on it, both
     assert len(re.findall(r"^- .*points", verdict, re.M)) == committed["data"].nunique() + more
-    (tmp_path / "README.md").write_text(README.replace("**not confirmed**", "confirmed"))
-    write_claims(tmp_path / "results" / "claims.yaml", tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text() == README
+    for text in texts:
+        wrong = text.read_text().replace("**not confirmed**", "confirmed").replace("not resolved |", "higher |")
+        text.write_text(wrong)
+    write_claims(tmp_path / "results" / "claims.yaml", texts)
+    for text, copy in zip(TEXTS, texts, strict=True):
+        assert copy.read_text() == (ROOT / text).read_text()
 
 
 @pytest.fixture
