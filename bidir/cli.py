@@ -119,8 +119,8 @@ def report(results: list[Path], out: Annotated[Path, Option(callback=_file)] = P
 @app.command()
 def claims() -> None:
     """Answer results/claims.yaml anew, in itself, README and docs/results.md; name figures out of date."""
-    stale = bidir.write_claims()
-    print("\n".join(f"{name}: drawn of other runs than the registry holds; draw it anew" for name in stale))
+    for name in bidir.write_claims():
+        print(f"{name}: drawn of other runs than the registry holds; draw it anew")
 
 
 @app.command()

@@ -116,8 +116,8 @@ def write_claims(path: str | Path = "results/claims.yaml", texts: tuple[str | Pa
     kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
     rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
     write_text(resolve(path), yaml.safe_dump(rounded, allow_unicode=True, sort_keys=False, width=140))
-    main = claims_table(claims[claims["endpoint"] == MAIN]).drop(columns="map")
-    shown = {"main claims": main, "claims": claims_table(claims)}
+    table = claims_table(claims)
+    shown = {"main claims": table[claims["endpoint"] == MAIN].drop(columns="map"), "claims": table}
     blocks = {name: tabulate(t, "keys", "github", showindex=False, disable_numparse=True) for name, t in shown.items()}
     blocks["verdict"] = "\n".join(f"- {sentence}" for sentence in headlines(claims))
     for text in map(resolve, texts):

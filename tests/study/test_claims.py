@@ -12,13 +12,12 @@ from scipy import stats
 
 from bidir.config import ConfigError
 from bidir.study import claims as module
-from bidir.study.claims import ASKED, claims_table, headlines, read_claims, stale_figures, write_claims
+from bidir.study.claims import ASKED, TEXTS, claims_table, headlines, read_claims, stale_figures, write_claims
 from bidir.study.intervals import holm
 from bidir.study.registry import read_registry
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-TEXTS = ("README.md", "docs/results.md")
 
 
 @pytest.fixture(scope="module")
