@@ -19,25 +19,27 @@ from bidir.study.parameters import from_yaml
 from bidir.study.registry import grid_scores, read_registry
 from bidir.study.tables import DRAWS, drawn_runs, short_title
 
-ASKED = ["data", "question", "registry", "grid", "first", "second", "endpoint"]  # the rest is computed
-LEAST, NAN = 3, float("nan")  # seeds of which a claim is made
+ASKED = "data family question registry grid first second endpoint verdict".split()  # the rest is computed
+LEAST, NAN, FAR = 3, float("nan"), 0.2  # seeds of which a claim is made; differences above FAR are not told apart
 MAIN, TEXTS = "raw/branch_s", ("README.md", "docs/results.md")  # the primary endpoint; what holds blocks of claims
 
 
 def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
     """What is asked in a file of claims, each answered from its registry: a row per claim, with seeds, mean and
-    half_width (paired, 95 % t), p by Holm within ``data`` and ``grid``, visible (the smallest difference that these
-    seeds would resolve with 80 % power by Holm's first and strictest step), reading and sentence; differences in 0..1.
+    half_width (paired, 95 % t), p by Holm within ``data`` and ``family`` (planned before the runs, or tried beyond the
+    paper), visible (the smallest difference that these seeds would resolve with 80 % power at Holm's first and
+    strictest level, 5 % over the family's size, were their scatter the true one; up to the next thousandth), reading
+    and sentence; differences in 0..1. ``verdict``: is it among the few that the README begins with.
     Errors: ``ConfigError`` for a claim that lacks one of ``ASKED`` or whose arms no runs share."""
     asked = from_yaml(resolve(path).read_bytes(), str(path))
     for number, claim in enumerate(asked if isinstance(asked, list) else [{}], 1):
         if lacking := [name for name in ASKED if name not in claim]:
             raise ConfigError(f"{path}: claim {number} has no {lacking[0]}; it needs {', '.join(ASKED)}")
-    tables, families = cache(read_registry), Counter((claim["data"], claim["grid"]) for claim in asked)
-    sizes = [families[claim["data"], claim["grid"]] for claim in asked]
+    tables, families = cache(read_registry), Counter((claim["data"], claim["family"]) for claim in asked)
+    sizes = [families[claim["data"], claim["family"]] for claim in asked]
     rows = [_measured(tables(claim["registry"]), claim, size) for claim, size in zip(asked, sizes, strict=True)]
     claims = pd.DataFrame(asked)[ASKED].join(pd.DataFrame(rows))
-    claims["p"] = claims.groupby(["data", "grid"], sort=False)["p"].transform(holm)
+    claims["p"] = claims.groupby(["data", "family"], sort=False)["p"].transform(holm)
     claims["reading"] = claims.apply(_reading, axis=1)
     return claims.assign(sentence=claims.apply(_sentence, axis=1))
 
@@ -77,8 +79,8 @@ def _sentence(claim: pd.Series) -> str:
     found = f"{endpoint_title(claim['endpoint'])} {points} points with {claim['seeds']} seeds"
     said = {
         "higher": f"it pays: {found}, p = {claim['p']:.2g}", "lower": f"it costs: {found}, p = {claim['p']:.2g}",
-        "not resolved": f"**not confirmed** that it pays: {found}, which would show {100 * claim['visible']:.1f} four "
-        "times in five", "too few seeds": f"cannot be judged: {found}",
+        "not resolved": f"**not confirmed** that it pays: {found}; a true gain of {visible_text(claim['visible'])} "
+        "points would be found four times in five", "too few seeds": f"cannot be judged: {found}",
     }  # fmt: skip
     return f"{claim['data'].capitalize()}, {claim['question']}: {said[claim['reading']]}."
 
@@ -89,29 +91,25 @@ def endpoint_title(endpoint: str) -> str:
     return f"{short_title(name)} ({', '.join([protocol, *(['training images'] if part else [])])})"
 
 
-def headlines(claims: pd.DataFrame) -> list[str]:
-    """The sentences of the first claim on each ``data``, of each question's first that is resolved, and of the first of
-    each question about the same second arm, resolved or not: its main endpoint, and what a gain is part of."""
-    told = ~claims.duplicated("data") | claims["reading"].isin(["higher", "lower"])
-    arms = claims["data"] + claims["grid"] + claims["second"].map(str)
-    told |= ~claims.duplicated("question") & arms.isin(arms[told])
-    return [*claims[told].drop_duplicates(["data", "question", "reading"])["sentence"]]
+def visible_text(seen: float) -> str:
+    """A visible difference in points; far ones, of few seeds, are not told apart."""
+    return "" if pd.isna(seen) else f"over {100 * FAR:.0f}" if seen > FAR else f"{100 * seen:.1f}"
 
 
 def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
     """Claims as they are read."""
     points = [percent(*row, signed=True) for row in claims[["mean", "half_width"]].to_numpy()]
     return pd.DataFrame({
-        "what is added": claims["question"], "data": claims["data"], "map": claims["endpoint"].map(endpoint_title),
-        "seeds": claims["seeds"], "points": points, "p (Holm)": claims["p"].map("{:.2g}".format),
-        "visible": claims["visible"].map(lambda seen: "" if pd.isna(seen) else f"{100 * seen:.1f}"),
+        "what is added": claims["question"], **claims[["data", "family"]],
+        "map": claims["endpoint"].map(endpoint_title), "seeds": claims["seeds"], "points": points,
+        "p (Holm)": claims["p"].map("{:.2g}".format), "visible": claims["visible"].map(visible_text),
         "reading": claims["reading"],
     })  # fmt: skip
 
 
 def write_claims(path: str | Path = "results/claims.yaml", texts: tuple[str | Path, ...] = TEXTS) -> list[str]:
-    """Answer the claims anew, in their file and in the blocks of ``texts``: ``headlines`` (verdict), ``claims_table``
-    of ``MAIN`` alone (main claims) and of all (claims). Returns ``stale_figures`` of their registries."""
+    """Answer the claims anew, in their file and in the blocks of ``texts``: sentences (verdict), ``claims_table`` of
+    ``MAIN`` alone (main claims) and of all (claims). Returns ``stale_figures`` of their registries."""
     claims = read_claims(path)
     kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
     rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
@@ -119,7 +117,7 @@ def write_claims(path: str | Path = "results/claims.yaml", texts: tuple[str | Pa
     table = claims_table(claims)
     shown = {"main claims": table[claims["endpoint"] == MAIN].drop(columns="map"), "claims": table}
     blocks = {name: tabulate(t, "keys", "github", showindex=False, disable_numparse=True) for name, t in shown.items()}
-    blocks["verdict"] = "\n".join(f"- {sentence}" for sentence in headlines(claims))
+    blocks["verdict"] = "\n".join(f"- {sentence}" for sentence in claims.loc[claims["verdict"], "sentence"])
     for text in map(resolve, texts):
         page = text.read_text()
         for name, block in blocks.items():
