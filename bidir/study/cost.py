@@ -35,6 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "EfficientNet-Lite0, 8 crops of 128 px": dict(crop_size=128, batch_size=8),
     "MiT-B1, 2 crops of 320 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=320, batch_size=2),
 }
+ON_GPU = {"MiT-B1, 4 crops of 512 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=512, batch_size=4)}
 
 
 def measure(config: RunConfig, steps: int = 8, warm_up: int = 3) -> dict[str, float]:
@@ -138,7 +139,7 @@ def cost(config: RunConfig) -> pd.DataFrame:
     peak memory, both also as ratio to full supervision in the same setting, steps, and what it was measured on."""
     on = machine(torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"))
     rows, what = [], f"{on['hardware']}, {on['threads']} threads"
-    for setting, changes in SIZES.items():
+    for setting, changes in (ON_GPU if "CUDA" in what else SIZES).items():
         jobs = {part: (measure, config.replace(**changes, **axes)) for part, axes in METHODS.items()}
         if "encoder" not in changes:
             jobs["PAR alone"] = (measure_refinement, config.replace(**changes))
