@@ -10,8 +10,8 @@ study: .venv/installed ## the main job: train and compare on the generated datas
 test: .venv/installed-dev ## the tests, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: .venv/installed-dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: .venv/installed-dev ## the tests that take minutes; ONLY="tests/study ..." some of them
+	$(BIN)/python -m pytest -m slow $(ONLY)
 
 book: .venv/installed-book ## docs, walkthroughs and figures, executed, as a site: docs/_build/html/docs/index.html
 	mkdir -p docs/_build/source # a copy: its notebooks draw into their results/

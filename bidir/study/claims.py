@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,24 @@ def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
     for number, claim in enumerate(asked if isinstance(asked, list) else [{}], 1):
         if lacking := [name for name in ASKED if name not in claim]:
             raise ConfigError(f"{path}: claim {number} has no {lacking[0]}; it needs {', '.join(ASKED)}")
-    tables, families = cache(read_registry), Counter((claim["data"], claim["family"]) for claim in asked)
-    sizes = [families[claim["data"], claim["family"]] for claim in asked]
-    rows = [_measured(tables(claim["registry"]), claim, size) for claim, size in zip(asked, sizes, strict=True)]
+    read, families = cache(read_registry), Counter((claim["data"], claim["family"]) for claim in asked)
+    scored = cache(lambda registry, grid, part: grid_scores(read(registry), grid, part=part))
+    rows = [_measured(scored, claim, families[claim["data"], claim["family"]]) for claim in asked]
     claims = pd.DataFrame(asked)[ASKED].join(pd.DataFrame(rows))
     claims["p"] = claims.groupby(["data", "family"], sort=False)["p"].transform(holm)
     claims["reading"] = claims.apply(_reading, axis=1)
     return claims.assign(sentence=claims.apply(_sentence, axis=1))
 
 
-def _measured(tables: dict[str, pd.DataFrame], claim: dict[str, Any], family: int) -> dict[str, float]:
+def _measured(scored: Callable[..., pd.DataFrame], claim: dict[str, Any], family: int) -> dict[str, float]:
     """The paired difference of a claim, one of so many: seeds, mean, half_width, p (not corrected), visible."""
     protocol, name, *part = claim["endpoint"].split("/")
     try:
-        scores = grid_scores(tables, claim["grid"], part=part[0] if part else "val")
+        scores = scored(claim["registry"], claim["grid"], part[0] if part else "val")
     except LookupError as error:
         raise ConfigError(f"claim {claim['question']!r}: {error.args[0]}") from error
-    scores = scores[(scores[["protocol", "map", "class"]] == [protocol, name, "mean"]).all(axis=1)]
+    kept = (scores[["protocol", "map", "class"]] == [protocol, name, "mean"]).all(axis=1)
+    scores = scores.loc[kept, ["run_id", "seed", "protocol", "map", "iou", *{**claim["first"], **claim["second"]}]]
     of = {arm: (scores[[*claim[arm]]] == [*claim[arm].values()]).all(axis=1) for arm in ("first", "second")}
     arms = pd.concat([scores[chosen].assign(arm=arm) for arm, chosen in of.items()])
     gains = differences(arms, "arm", [("first", "second")], ["protocol", "map"], "iou").assign(claim=0)

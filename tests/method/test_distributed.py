@@ -91,6 +91,7 @@ def test_two_processes_train_as_one(pair):
         torch.testing.assert_close(models[1][name], models[0][name], rtol=0.02, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_number_of_processes(pair, config, script, workspace):
     finish(start(config, 2, script, workspace / "scores2"))
     for kind in ("class", "image"):
@@ -117,6 +118,7 @@ def test_the_run_goes_on_after_a_process_was_killed(pair, config, script, worksp
     assert folder.rows() == pair[1].rows()
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_an_error(config, script, workspace):
     odd = config.replace(runs_dir=str(workspace / "odd"), batch_size=3)
     said = start(odd, 2, script).communicate(timeout=200)[1]
@@ -139,6 +141,7 @@ def test_passes_of_fewer_images_add_up_to_the_batch(quick, tmp_path, script, fol
     assert folder_of(short).run_id != folder_of(shared).run_id  # with Branch-S, means are over a pass
 
 
+@pytest.mark.slow
 def test_processes_from_a_notebook(config, workspace):
     """Forked from a process whose threads have been at work, as those of a notebook have after its first figure."""
     launched = config.replace(processes=2, iterations=8, runs_dir=str(workspace / "launched"))

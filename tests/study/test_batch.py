@@ -83,6 +83,7 @@ def batch(tmp_path_factory, workspace, write_grid, small):
             "stopped": stopped, "report": report, "terminal": terminal}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_next_call_goes_on(batch):
     assert batch["during"] == "running"
     assert all("run the same command again" in said for said in batch["said"])
@@ -97,6 +98,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_call_goes_on(batch):
     assert not list(batch["taught"].path.parent.glob("STOP*"))
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_and_ends_no_other_run(batch):
     assert batch["codes"][1] == 1
     assert batch["wild"].state() == "failed"
@@ -108,6 +110,7 @@ def test_a_failure_is_told_and_ends_no_other_run(batch):
     assert f"failed: {batch['wild'].run_id}" in batch["report"]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_one_bar_and_no_warning(batch):
     bars = [part for part in re.split("[\r\n]", batch["terminal"]) if "%|" in part]
     assert bars
@@ -116,6 +119,7 @@ def test_a_terminal_shows_one_bar_and_no_warning(batch):
     assert re.search(r"^\[\d/3\] a, supervision=none, seed 0: failed: ", batch["report"], re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_repeated_and_failed_ones_only_if_asked(batch):
     done = {path: path.stat().st_mtime_ns for path in batch["taught"].path.iterdir() if path.name != "LOCK"}
     reason = batch["wild"].failed.stat().st_mtime_ns
@@ -127,6 +131,7 @@ def test_finished_runs_are_not_repeated_and_failed_ones_only_if_asked(batch):
     assert done == {path: path.stat().st_mtime_ns for path in done}
 
 
+@pytest.mark.slow
 def test_a_notebook_that_is_gone_is_drawn_anew_without_training(batch):
     """The run stays done: its numbers are whole, the notebook is a view of them."""
     folder = batch["taught"]

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections import ChainMap
 
 import nbformat
 import pandas as pd
@@ -182,7 +183,9 @@ def drawn(batch, workspace):
     other = looked[looked["step"] == 40].assign(y_s="σ_s = 2", s_right=30, s_wrong=10, asks_right=3, asks_wrong=1)
     pd.concat([looked, other]).to_csv(out / "mechanism.csv", index=False)
     where = {"runs_dir": batch[1]["runs_dir"], "data_root": batch[1]["data_root"]}
-    return out, make_figures(out) | make_figures(out, "30", **where) | make_figures(out, "31", **where)
+    given = {"30": where, "31": where}
+    outcomes = [make_figures(out, number, **given.get(number, {})) for number in map(str, range(30, 40))]
+    return out, dict(ChainMap(*outcomes))
 
 
 FIGURES = (
