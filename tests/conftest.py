@@ -35,7 +35,7 @@ from bidir.data.overlay import save_palette_png
 from bidir.run.folder import RunFolder
 from bidir.run.training import fit
 
-LONGEST = ("test_notebooks.py", "test_batch.py", "test_training.py", "test_distributed.py")  # files
+LONGEST = ("test_notebooks.py", "test_training.py", "test_distributed.py")  # files
 
 
 def pytest_collection_modifyitems(items):

@@ -52,8 +52,7 @@ def _measured(scored: Callable[..., pd.DataFrame], claim: dict[str, Any], family
         scores = scored(claim["registry"], claim["grid"], part[0] if part else "val")
     except LookupError as error:
         raise ConfigError(f"claim {claim['question']!r}: {error.args[0]}") from error
-    kept = (scores[["protocol", "map", "class"]] == [protocol, name, "mean"]).all(axis=1)
-    scores = scores.loc[kept, ["run_id", "seed", "protocol", "map", "iou", *{**claim["first"], **claim["second"]}]]
+    scores = scores[(scores[["protocol", "map", "class"]] == [protocol, name, "mean"]).all(axis=1)]
     of = {arm: (scores[[*claim[arm]]] == [*claim[arm].values()]).all(axis=1) for arm in ("first", "second")}
     arms = pd.concat([scores[chosen].assign(arm=arm) for arm, chosen in of.items()])
     gains = differences(arms, "arm", [("first", "second")], ["protocol", "map"], "iou").assign(claim=0)

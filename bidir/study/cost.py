@@ -137,9 +137,10 @@ def forecast(config: RunConfig) -> str:
 def cost(config: RunConfig) -> pd.DataFrame:
     """A row per part and setting, each measured in a process of its own: part, setting, seconds (median, least, most),
     peak memory, both also as ratio to full supervision in the same setting, steps, and what it was measured on."""
-    on = machine(torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"))
-    rows, what = [], f"{on['hardware']}, {on['threads']} threads"
-    for setting, changes in (ON_GPU if "CUDA" in what else SIZES).items():
+    device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+    on, rows = machine(device), []
+    what = f"{on['hardware']}, {on['threads']} threads"
+    for setting, changes in (ON_GPU if device.type == "cuda" else SIZES).items():
         jobs = {part: (measure, config.replace(**changes, **axes)) for part, axes in METHODS.items()}
         if "encoder" not in changes:
             jobs["PAR alone"] = (measure_refinement, config.replace(**changes))

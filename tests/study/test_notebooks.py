@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from collections import ChainMap
 
 import nbformat
 import pandas as pd
@@ -183,9 +182,10 @@ def drawn(batch, workspace):
     other = looked[looked["step"] == 40].assign(y_s="σ_s = 2", s_right=30, s_wrong=10, asks_right=3, asks_wrong=1)
     pd.concat([looked, other]).to_csv(out / "mechanism.csv", index=False)
     where = {"runs_dir": batch[1]["runs_dir"], "data_root": batch[1]["data_root"]}
-    given = {"30": where, "31": where}
-    outcomes = [make_figures(out, number, **given.get(number, {})) for number in map(str, range(30, 40))]
-    return out, dict(ChainMap(*outcomes))
+    said = {}
+    for number in map(str, range(30, 40)):
+        said |= make_figures(out, number, **(where if number in ("30", "31") else {}))
+    return out, said
 
 
 FIGURES = (
