@@ -107,7 +107,7 @@ def test_the_last_weights_are_scored_on_demand(averaged):
 
 def test_new_settings_leave_the_ids_of_older_runs_alone():
     """Each committed run of this revision has the id that its stored settings and manifest give today."""
-    runs = read_registry("results/teacher")["runs"]
+    runs = read_registry("results/photos")["runs"]
     for row in runs.itertuples():
         assert RunConfig.from_stored(json.loads(row.config)).run_id(row.dataset_manifest) == row.run_id
     config = RunConfig()

@@ -169,12 +169,12 @@ def test_a_claim_without_its_runs_is_refused(tmp_path):
 
 def test_a_figure_drawn_of_other_runs_is_named(tmp_path):
     """None is stale as committed; one is when a run is taken out of it, one when the registry loses a run."""
-    folder = tmp_path / "teacher"
-    shutil.copytree(ROOT / "results" / "teacher", folder)
+    folder = tmp_path / "scenes256"
+    shutil.copytree(ROOT / "results" / "scenes256", folder)
     assert stale_figures(folder) == []
-    path = folder / "figures" / "fig9_paired.csv"
+    path = folder / "figures" / "fig4_paired.csv"
     data = pd.read_csv(path)
     data[data["run_id_first"] != data["run_id_first"].iloc[0]].to_csv(path, index=False)
-    assert stale_figures(folder) == [f"{folder}/figures/fig9_paired"]
+    assert stale_figures(folder) == [f"{folder}/figures/fig4_paired"]
     data.assign(run_id="gone").to_csv(path, index=False)
-    assert stale_figures(folder) == [f"{folder}/figures/fig9_paired"]
+    assert stale_figures(folder) == [f"{folder}/figures/fig4_paired"]
