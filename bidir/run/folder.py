@@ -111,10 +111,7 @@ class RunFolder:
                 return "waiting", ""
             damage = self.damage()
             if self.done.is_file() and not damage:
-                return (
-                    "done",
-                    "" if self.checkpoint.is_file() else f"{self.checkpoint.name} is gone; its numbers are whole",
-                )
+                return "done", "" if self.checkpoint.is_file() else "checkpoint.pt is gone; its numbers are whole"
             for lock in filter(Path.is_file, (self.path / "LOCK", self.path / "OWNER")):
                 with open(lock) as file:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

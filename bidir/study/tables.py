@@ -31,7 +31,7 @@ DRAWN = {
 ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
 DRAWS = {  # figure -> the grid that it draws
     "fig0": "first_look", "fig1": "directions", "fig2": "directions", "fig3": "interaction", "fig4": "two_by_two",
-    "fig5": "two_by_two", "fig6": "directions", "fig7": "directions", "fig8": "",
+    "fig5": "two_by_two", "fig6": "directions", "fig7": "directions", "fig8": "", "fig9": "teacher",
 }  # fmt: skip
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "

@@ -145,7 +145,7 @@ CELLS = {  # the other grids of the study, as copies of the runs of `directions`
                    for who, how, raised in (("c2s", "par", 0.0), ("c2s", "bsp", 0.05), ("both", "par", 0.0),
                                             ("both", "bsp", 0.1))],
     "variants": [({"supervision": "c2s", "seed_share": 0.5}, 0.2)],
-    "teachers": [({"teacher_flip": False}, 0.0), ({"teacher_flip": True}, 0.05)],
+    "teacher": [({"teacher_flip": False}, 0.0), ({"teacher_flip": True}, 0.05)],
     "crops": [({"supervision": who, "object_aware_decoding": False}, raised)
               for who, raised in (("c2s", 0.05), ("both", 0.25))],
 }  # fmt: skip

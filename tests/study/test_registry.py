@@ -223,9 +223,7 @@ def test_a_finished_run_without_its_checkpoint_says_so_and_its_numbers_count(two
     (run / "checkpoint.pt").unlink()
     table = plan(jobs).set_index("run_id")
     assert table["state"][run.name] == "done"
-    assert (
-        table["reason"][run.name] == "checkpoint.pt is gone; its numbers are whole"
-    )
+    assert table["reason"][run.name] == "checkpoint.pt is gone; its numbers are whole"
 
 
 @pytest.mark.parametrize("kept", [["runs"], ["runs", "per_class"], ["per_step"], []])
