@@ -1,5 +1,6 @@
 """Every number that README reports is found in the committed tables, and every table belongs to recorded runs."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -100,3 +101,14 @@ def test_differences_in_the_texts_are_in_a_table_or_a_claim():
         differences = re.findall(r"[+-]\d+\.\d ± \d+\.\d", text.read_text())
         assert differences
         assert not [difference for difference in differences if difference not in tables]
+
+
+def test_the_report_holds_the_verdict_of_the_readme():
+    """Made anew whenever the claims are: each of their sentences stands in it, word for word."""
+    report = html.unescape((ROOT / "results" / "report.html").read_text())
+    verdict = re.search(r"<!-- verdict -->\n(.*?)<!-- end -->", (ROOT / "README.md").read_text(), flags=re.S)[1]
+    sentences = [
+        line.removeprefix("- ").replace("**not confirmed**", "<b>not confirmed</b>") for line in verdict.splitlines()
+    ]
+    assert len(sentences) > 3
+    assert not [sentence for sentence in sentences if sentence not in report]

@@ -37,8 +37,7 @@ def run_batch(
     check(list(left.values()), here=not cluster)
     if not left:
         return plan(jobs)
-    runs_dir = next(iter(left.values())).folder.path.parent
-    stop = runs_dir / f"STOP-{os.uname().nodename}-{os.getpid()}"
+    stop = next(iter(left.values())).folder.path.parent / f"STOP-{os.uname().nodename}-{os.getpid()}"
     stop.unlink(missing_ok=True)
     try:
         with dask_cluster(cluster) if cluster else local_slots(slots) as (executor, execute):

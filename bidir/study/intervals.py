@@ -68,11 +68,11 @@ def interval_text(numbers: pd.DataFrame, signed: bool = False) -> list[str]:
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's adjusted p-values, in the order given: where one is at most 0.05, its difference stands in a family whose
-    chance of any false claim is at most 5 %. The smallest times their number, the next times one less, and so on."""
+    """Holm's adjusted p-values, in the order given, NaN as it is: where one is at most 0.05, its difference stands in a
+    family whose chance of any false claim is at most 5 %. The smallest times their number, the next one less, ..."""
     values = np.asarray(p_values, float)
-    order = values.argsort()
-    scaled = values[order] * np.arange(len(order), 0, -1)
+    order = values.argsort()  # NaN last
+    scaled = values[order] * (np.isfinite(values).sum() - np.arange(len(order)))
     return np.minimum(1, np.maximum.accumulate(scaled))[order.argsort()]
 
 

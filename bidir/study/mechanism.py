@@ -24,8 +24,7 @@ def push(logits: Float[Tensor, "B C h w"], y_s: Int[Tensor, "B h w"]) -> Float[T
     """How the paper's L_s2c moves each class's CAM at each pixel: minus its gradient there, times the pixels that Y_s
     labels as foreground. 1: up as hard as it can; -1: down; 0 where Y_s is background or ignored."""
     logits = logits.detach().requires_grad_()
-    loss = feedback_loss(logits, y_s, torch.zeros_like(logits[:, :1]), None, "ce")
-    (gradient,) = torch.autograd.grad(loss, logits)
+    (gradient,) = torch.autograd.grad(feedback_loss(logits, y_s, torch.zeros_like(logits[:, :1]), None, "ce"), logits)
     return -gradient * ((y_s > 0) & (y_s != IGNORE)).sum()
 
 

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from scipy.special import stdtr, stdtrit
 from tabulate import tabulate
 
 from bidir.atomic import write_text
-from bidir.study.intervals import compare, interval_text, mean_interval, seed_count
+from bidir.study.intervals import compare, holm, interval_text, mean_interval, seed_count
 from bidir.study.registry import grid_scores
 
 Maps = tuple[tuple[str, str], ...]
@@ -34,8 +35,8 @@ DRAWS = {  # figure -> the grid that it draws
     "fig5": "two_by_two", "fig6": "directions", "fig7": "directions", "fig8": "", "fig9": "teacher",
 }  # fmt: skip
 DIFFERENCES = (
-    "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, not corrected for "
-    "the number of comparisons; not resolved: the interval holds 0."
+    "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, and p by Holm among the "
+    "{} of this table that have three seeds; the reading is that of the interval alone, not resolved: it holds 0."
 )
 
 
@@ -109,10 +110,13 @@ def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple]
     if not pairs:
         raise LookupError(f"of {', '.join(sorted(values))} no two are to be compared; run more of the grid")
     numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
+    t = numbers["mean"] / numbers["half_width"] * stdtrit(numbers["seeds"] - 1, 0.975)
+    numbers["p"] = holm(2 * stdtr(numbers["seeds"] - 1, -t.abs()))
     text = numbers.assign(map=numbers["map"].map(short_title), difference=interval_text(numbers, signed=True))
+    text["p (Holm)"] = numbers["p"].map("{:.2g}".format, na_action="ignore").fillna("")
     text = text.set_index((numbers["second"] + " − " + numbers["first"]).rename("comparison"))
-    text = text[["protocol", "map", "difference", "seeds", "reading"]]
-    save_table(text, numbers, stem, DIFFERENCES)
+    text = text[["protocol", "map", "difference", "seeds", "reading", "p (Holm)"]]
+    save_table(text, numbers, stem, DIFFERENCES.format(numbers["p"].count()))
     return text, numbers
 
 

@@ -91,11 +91,12 @@ def test_percent():
         ([0.3, 0.001, 0.5], [0.6, 0.003, 0.6]),  # 0.003, 0.6, 0.5 -> 0.6
         ([0.9, 0.8], [1, 1]),
         ([0.02], [0.02]),
+        ([np.nan, 0.02, 0.9, np.nan], [np.nan, 0.04, 0.9, np.nan]),  # of two
         ([], []),
     ],
 )
 def test_holm_by_hand(p_values, adjusted):
-    assert holm(p_values) == pytest.approx(adjusted)
+    assert holm(p_values) == pytest.approx(adjusted, nan_ok=True)
 
 
 def test_holm_rejects_as_its_step_down_rule_does():

@@ -2,13 +2,18 @@
 
 import errno
 import os
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bidir.study.figures import save_figure, subplots
 from bidir.study.registry import SETTINGS
-from bidir.study.tables import save_table, teacher_weights
+from bidir.study.tables import save_differences, save_table, teacher_weights
+
+MAPS = (("ms", "cam"), ("raw", "branch_s"))
 
 
 def registry(rows):
@@ -59,3 +64,24 @@ def test_where_nobody_may_write_figures_and_tables_are_shown_all_the_same(tmp_pa
     number = errno.ENOSPC
     with pytest.raises(OSError, match="No space left"):
         save()
+
+
+def test_p_in_a_table_of_differences_is_that_of_scipy_corrected_among_them(tmp_path):
+    """Two pairs on two maps, four seeds; of a third pair two seeds, which give no p and do not count."""
+    drawn = np.random.default_rng(0)
+    keys = [(name, seed, *key) for name in ("a", "b", "c") for seed in range(4) for key in MAPS]
+    scores = pd.DataFrame(keys, columns=["form", "seed", "protocol", "map"]).assign(iou=drawn.uniform(size=len(keys)))
+    scores.loc[scores["form"] == "b", "iou"] += 2
+    few = scores.query("form == 'c' and seed < 2").assign(form="d")
+    pairs = [("a", "b"), ("a", "c"), ("a", "d")]
+    save_differences(pd.concat([scores, few]), "form", pairs, MAPS, tmp_path / "table")
+    numbers = pd.read_csv(tmp_path / "table.csv").set_index(["second", "protocol", "map"])["p"]
+    wide = scores.pivot(index="seed", columns=["form", "protocol", "map"], values="iou")
+    p = {key: stats.ttest_rel(wide[key], wide["a", *key[1:]]).pvalue for key in wide if key[0] != "a"}
+    least, expected = 0.0, {}
+    for rank, key in enumerate(sorted(p, key=p.get)):
+        expected[key] = least = max(least, min(1.0, (4 - rank) * p[key]))
+    assert numbers.drop("d").to_dict() == pytest.approx(expected, rel=1e-4)
+    assert numbers["d"].isna().all()
+    assert "p by Holm among the 4 of this table" in (tmp_path / "table.md").read_text()
+    assert len(re.findall(r"two seeds +\| +\|", (tmp_path / "table.md").read_text())) == 2

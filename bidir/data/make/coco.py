@@ -97,8 +97,7 @@ def _objects(content: dict[str, Any], ids: dict[int, int], unusable: list[str]) 
             unusable.append(f"annotation {one['id']}: {wrong}")
         else:
             objects[one["image_id"]].append(one)
-    by_file = {images[i]["file_name"]: (images[i], objects[i]) for i in objects}
-    return dict(sorted(by_file.items()))
+    return dict(sorted({images[i]["file_name"]: (images[i], objects[i]) for i in objects}.items()))
 
 
 def _unusable(one: dict[str, Any], images: dict[int, dict], ids: dict[int, int]) -> str:

@@ -59,8 +59,7 @@ def prepare_scenes(config: Scenes, data_root: Path) -> Path:
     """The folder of the generated dataset below ``data_root``, written once per setting of its knobs.
     Errors: ``DataError`` if the folder is there but was not finished."""
     knobs = {field.name: getattr(config, field.name) for field in fields(Scenes)}
-    key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]
-    root = data_root / f"scenes-{key}"
+    root = data_root / f"scenes-{hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:10]}"
     if root.exists():
         if not (root / "DONE").is_file():
             raise DataError(f"{root}: there, but without its DONE file; delete the folder, it is made again")
