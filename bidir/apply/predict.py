@@ -156,7 +156,7 @@ def _predicted_labels(network: DualBranchNetwork, batch: Batch) -> Float[Tensor,
     """Image labels that Branch-C finds: probability above 0.5, or else the likeliest of several."""
     with torch.no_grad():
         logits = network(rescale(batch.image), segmentation=False).class_logits
-    return ((logits > 0) | (logits == logits.amax(1, keepdim=True)) & (logits.shape[1] > 1)).float()
+    return ((logits > 0) | ((logits == logits.amax(1, keepdim=True)) & (logits.shape[1] > 1))).float()
 
 
 def image_paths(images: str | Path | list[Path]) -> list[Path]:

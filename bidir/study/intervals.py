@@ -5,7 +5,7 @@ from bisect import bisect_left
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import ncfdtr, stdtrit  # of Fisher's F and Student's t; scipy.stats takes long to import
+from scipy.special import ncfdtr, stdtr, stdtrit  # of Fisher's F and Student's t; scipy.stats takes long to import
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -41,6 +41,12 @@ def compare(table: pd.DataFrame, column: str, pairs: list[tuple], by: list[str],
     few, higher, lower = table["seeds"] < 3, table["mean"] > table["half_width"], -table["mean"] > table["half_width"]
     seeds = np.where(table["seeds"] < 2, "one seed", "two seeds")
     return table.assign(reading=np.select([few, higher, lower], [seeds, "higher", "lower"], "not resolved"))
+
+
+def p_value(numbers: pd.DataFrame | pd.Series) -> pd.Series | float:
+    """Two-sided p of each mean of ``mean_interval``, by the t-test of its interval; NaN below three seeds."""
+    t = abs(numbers["mean"]) / np.maximum(numbers["half_width"], 1e-9) * stdtrit(numbers["seeds"] - 1, 0.975)
+    return 2 * stdtr(numbers["seeds"] - 1, -t)
 
 
 def seed_count(seeds: pd.Series) -> str:

@@ -32,9 +32,8 @@ def prose(text: str) -> str:
 def table_html(table: pd.DataFrame, caption: str) -> str:
     """A table that scrolls within itself, its caption above it; folded where it is long."""
     with pd.option_context("display.max_colwidth", None):
-        rows = (
-            f'<div class="scroll" tabindex="0">{table.rename_axis(columns=None).to_html(index=False, border=0)}</div>'
-        )
+        cells = table.rename_axis(columns=None).to_html(index=False, border=0)
+    rows = f'<div class="scroll" tabindex="0">{cells}</div>'
     if len(table) > 8:
         return f"<details><summary>{prose(caption)} ({len(table)} rows)</summary>{rows}</details>"
     return f'<p class="caption">{prose(caption)}</p>{rows}'

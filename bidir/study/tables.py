@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-from scipy.special import stdtr, stdtrit
 from tabulate import tabulate
 
 from bidir.atomic import write_text
-from bidir.study.intervals import compare, holm, interval_text, mean_interval, seed_count
+from bidir.study.intervals import compare, holm, interval_text, mean_interval, p_value, seed_count
 from bidir.study.registry import grid_scores
 
 Maps = tuple[tuple[str, str], ...]
@@ -110,8 +109,7 @@ def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple]
     if not pairs:
         raise LookupError(f"of {', '.join(sorted(values))} no two are to be compared; run more of the grid")
     numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
-    t = numbers["mean"] / numbers["half_width"] * stdtrit(numbers["seeds"] - 1, 0.975)
-    numbers["p"] = holm(2 * stdtr(numbers["seeds"] - 1, -t.abs()))
+    numbers["p"] = holm(p_value(numbers))
     text = numbers.assign(map=numbers["map"].map(short_title), difference=interval_text(numbers, signed=True))
     text["p (Holm)"] = numbers["p"].map("{:.2g}".format, na_action="ignore").fillna("")
     text = text.set_index((numbers["second"] + " − " + numbers["first"]).rename("comparison"))
