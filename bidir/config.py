@@ -232,7 +232,5 @@ MACHINE_FIELDS = frozenset(Machine.__pydantic_fields__)
 
 
 def with_older(values: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings of any age, all fields; before ``teacher_scales`` the evaluated seeds taught, mirrored too."""
-    if "teacher_scales" not in values and "seed_scales" in values:
-        values = {**values, "teacher_scales": values["seed_scales"], "teacher_flip": True}
+    """Stored settings of any age, with all fields."""
     return {**{name: field.default for name, field in FIELDS.items()}, **values}

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
-from bidir.study.intervals import differences, holm, mean_interval, p_value, percent, seeds_needed
+from bidir.study.intervals import differences, holm, mean_interval, p_value, percent, seed_count, seeds_needed
 from bidir.study.parameters import from_yaml
 from bidir.study.registry import grid_scores, read_registry
 from bidir.study.tables import DRAWS, drawn_runs, short_title
@@ -75,7 +75,7 @@ def _reading(claim: pd.Series) -> str:
 def _sentence(claim: pd.Series) -> str:
     """What the data support, and no more."""
     points = percent(claim["mean"], claim["half_width"], signed=True)
-    found = f"{endpoint_title(claim['endpoint'])} {points} points with {claim['seeds']} seeds"
+    found = f"{endpoint_title(claim['endpoint'])} {points} points with {seed_count(pd.Series(claim['seeds']))}"
     said = {
         "higher": f"it pays: {found}, p = {claim['p']:.2g}", "lower": f"it costs: {found}, p = {claim['p']:.2g}",
         "not resolved": f"**not confirmed** that it pays: {found}; a true gain of {visible_text(claim['visible'])} "

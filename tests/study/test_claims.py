@@ -139,6 +139,7 @@ def invented(tmp_path, monkeypatch):
         ((0.05, 0.05, 0.05), "higher", "it pays: Branch-S (raw) +5.0 ± 0.0 points"),
         ((0.05, -0.06, 0.01), "not resolved", "not confirmed"),
         ((0.05, 0.06), "too few seeds", "cannot be judged: Branch-S (raw) +5.5 points with 2 seeds"),
+        ((0.05,), "too few seeds", "cannot be judged: Branch-S (raw) +5.0 points with 1 seed."),
     ],
 )
 def test_readings(invented, gains, reading, says):
@@ -169,8 +170,8 @@ def test_a_claim_without_its_runs_is_refused(tmp_path):
 
 def test_a_figure_drawn_of_other_runs_is_named(tmp_path):
     """None is stale as committed; one is when a run is taken out of it, one when the registry loses a run."""
-    folder = tmp_path / "scenes256"
-    shutil.copytree(ROOT / "results" / "scenes256", folder)
+    folder = tmp_path / "scenes"
+    shutil.copytree(ROOT / "results" / "scenes", folder)
     assert stale_figures(folder) == []
     path = folder / "figures" / "fig4_paired.csv"
     data = pd.read_csv(path)

@@ -144,6 +144,7 @@ CELLS = {  # the other grids of the study, as copies of the runs of `directions`
     "two_by_two": [({"supervision": who, "propagation": how, "object_aware_decoding": False}, raised)
                    for who, how, raised in (("c2s", "par", 0.0), ("c2s", "bsp", 0.05), ("both", "par", 0.0),
                                             ("both", "bsp", 0.1))],
+    "interaction": [({"supervision": "c2s", "propagation": "bsp", "object_aware_decoding": True}, 0.3)],
     "variants": [({"supervision": "c2s", "seed_share": 0.5}, 0.2)],
     "teacher": [({"teacher_flip": False}, 0.0), ({"teacher_flip": True}, 0.05)],
     "crops": [({"supervision": who, "object_aware_decoding": False}, raised)
@@ -237,6 +238,10 @@ def test_comparisons_pair_the_right_runs(drawn):
     iou = own.set_index("run_id")["iou"]
     gain = sum(iou[f"two_by_two-2-{seed}"] - iou[f"two_by_two-0-{seed}"] for seed in (0, 1)) / 2
     assert moved["loss off + par", "loss on + par"] == pytest.approx(gain, abs=1e-5)
+    factors = pd.read_csv(out / "tables" / "table3_factors.csv").query("map == 'branch_s' and second == 'loss on'")
+    assert factors["held"].tolist() == ["bsp, object-aware"]
+    seed = pd.read_csv(out / "grids.csv").query("grid == 'interaction' and case == 'propagation=bsp'")["run_id"].item()
+    assert factors["mean"].item() == pytest.approx(iou[seed] - iou["interaction-0-0"], abs=1e-5)
     taught = pd.read_csv(out / "tables" / "table9_differences.csv").query("map == 'branch_s'")
     assert taught[["form", "first", "second"]].to_numpy().tolist() == [
         ["full method", "training pass", "three scales, flips"]
