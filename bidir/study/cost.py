@@ -151,7 +151,7 @@ def cost(config: RunConfig) -> pd.DataFrame:
             row = _apart(function, given)
             base = base or row
             if function is measure:
-                row["ratio"] = round(row["seconds_per_step"] / base["seconds_per_step"], 3)
+                row["ratio"] = round(row["seconds_per_step"] / base["seconds_per_step"], 4)
                 row["memory_ratio"] = round(row["peak_memory_mib"] / base["peak_memory_mib"], 3)
             rows.append({"part": part, "setting": setting, **row, "what": what})
     return pd.DataFrame(rows)
