@@ -120,7 +120,7 @@ def test_without_the_projects_notebooks_nothing_is_done(tmp_path, monkeypatch):
     ("only", "parameters", "message"),
     [("99", {}, "--only 99: no notebook of figures begins so; there are 30_first_look"),
      ("10", {}, "--only 10: no notebook"), ("", {"colour": "red"}, "no parameter is called 'colour'"),
-     ("31", {"sead": 1}, "did you mean 'seed'"), ("", {"results": "x"}, "no parameter is called 'results'")],
+     ("31", {"run": 1}, "did you mean 'run_id'"), ("", {"results": "x"}, "no parameter is called 'results'")],
 )  # fmt: skip
 def test_figures_that_are_none_are_an_error(tmp_path, only, parameters, message):
     with pytest.raises(ConfigError, match=message):
