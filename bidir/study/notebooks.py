@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from secrets import token_hex
+from tempfile import TemporaryDirectory, gettempdir
 from threading import Thread
 from typing import Any, TextIO
 
@@ -45,6 +45,10 @@ class OwnKernel(AsyncKernelManager):
     """A kernel of the interpreter that asks for it, whatever others the user has; killed as soon as ``ended`` says."""
 
     ended: Callable[[], bool] = staticmethod(lambda: False)
+    transport = "ipc"  # by TCP, two that start at once can be told the same port: one dies, or its client waits in vain
+
+    def _ip_default(self) -> str:  # short, as a socket's path must be
+        return f"{gettempdir()}/bidir-{token_hex(8)}"
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -121,16 +125,15 @@ def make_figures(results: str | Path, only: str = "", /, **parameters: Any) -> d
     was drawn of it before is removed. Each notebook takes those of ``parameters`` that it declares.
     Errors: ``ConfigError`` for a parameter that none declares, or no such notebook."""
     outcomes, every = {}, sorted(notebooks_folder().glob("3*.ipynb"))
-    declared = {path: papermill.inspect_notebook(path) for path in every if path.stem.startswith(only)}
+    declared = {path.stem: papermill.inspect_notebook(path) for path in every if path.stem.startswith(only)}
     if not declared:
         names = ", ".join(path.stem for path in every)
         raise ConfigError(f"--only {only}: no notebook of figures begins so; there are {names}")
-    known = sorted({*chain(*declared.values())} - {"results"})
+    known = sorted(set().union(*declared.values()) - {"results"})
     if unknown := [name for name in parameters if name not in known]:
         raise unknown_name(unknown[0], known)
     read_registry(results)  # before any work
-    for source, known in declared.items():
-        name = source.stem
+    for name, known in declared.items():
         given = {key: _seen(value) if key in PLACES else value for key, value in parameters.items() if key in known}
         given["results"] = _seen(results)
         with TemporaryDirectory() as folder:
@@ -153,5 +156,4 @@ def write_report(results: list[str | Path], html: Path) -> None:
     with TemporaryDirectory() as folder:
         run_notebook("40_report", given, Path(folder) / "report.ipynb")
         exporter = HTMLExporter(tags, template_name="basic", exclude_input=True, exclude_anchor_links=True)
-        body, _ = exporter.from_filename(f"{folder}/report.ipynb")
-    write_text(html, page(body, "Both branches teach, or one?"))
+        write_text(html, page(exporter.from_filename(f"{folder}/report.ipynb")[0], "Both branches teach, or one?"))

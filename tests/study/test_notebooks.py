@@ -15,6 +15,7 @@ from bidir.study.grid import read_grid
 from bidir.study.mechanism import GROUPS
 from bidir.study.notebooks import (
     NotebookError,
+    OwnKernel,
     make_figures,
     notebooks_folder,
     run_notebook,
@@ -85,6 +86,18 @@ def test_a_finished_run_is_not_executed_again(batch, full_method):
     before = notebook.stat().st_mtime_ns
     assert run_training(batch[1], "quick") == full_method
     assert notebook.stat().st_mtime_ns == before
+
+
+def test_kernels_that_start_at_once_listen_at_addresses_of_their_own():
+    """By TCP an address is told before its kernel has it: of 1,500 among 14,000 ports some would be told twice."""
+    kernels = [OwnKernel() for _ in range(300)]
+    try:
+        for kernel in kernels:
+            kernel.write_connection_file()
+        assert len({kernel._make_url(name) for kernel in kernels for name in ("shell", "iopub", "hb")}) == 900
+    finally:
+        for kernel in kernels:
+            kernel.cleanup_connection_file()
 
 
 def test_wrong_parameters_stop_before_papermill(workspace):
