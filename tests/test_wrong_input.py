@@ -224,7 +224,7 @@ def place(tmp_path_factory):
     held = {"config": {**stored, "encoder": "hf-hub:a/b"}, "classes": ["cat", "dog"], "step": 1}
     (folder / "exported/config.json").write_text(json.dumps(held))
     Image.new("RGB", (64, 64)).save(folder / "photo.png")
-    (folder / "registry").symlink_to(Path(__file__).parents[1] / "results" / "teacher")
+    (folder / "registry").symlink_to(Path(__file__).parents[1] / "results" / "scenes")
     return folder
 
 

@@ -131,7 +131,7 @@ def stale_figures(folder: str | Path) -> list[str]:
     done = set(tables["runs"].query("state == 'done'")["run_id"])
     for path in sorted(resolve(folder).glob("figures/fig*.csv")):
         drawn = drawn_runs(path)
-        cells = tables["grids"][tables["grids"]["grid"] == DRAWS[path.name[:4]]]
+        cells = tables["grids"][tables["grids"]["grid"].isin(DRAWS[path.name[:4]].split())]
         cases = cells[cells["case"].isin(cells[cells["run_id"].isin(drawn)]["case"])]
         lacking = set(cases["run_id"]) & done - drawn if len(drawn) > 1 else set()  # an example is one run
         if drawn - done or lacking:

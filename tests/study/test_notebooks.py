@@ -205,8 +205,8 @@ def drawn(batch, workspace):
 
 
 FIGURES = (
-    "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig2_paired fig3_interaction fig3_paired "
-    "fig4_forms fig4_paired fig4_two_by_two fig5_mechanism fig6_dynamics fig7a_classes fig7b_size fig8_cost"
+    "fig0_curves fig0_first_look fig1_qualitative fig2_directions fig2_paired fig3_interaction fig3_paired fig4_forms "
+    "fig4_paired fig4_two_by_two fig5_mechanism fig6_dynamics fig7a_classes fig7b_size fig8_cost fig9_settings"
 ).split()
 
 
