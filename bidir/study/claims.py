@@ -110,9 +110,8 @@ def write_claims(path: str | Path = "results/claims.yaml", texts: tuple[str | Pa
     """Answer the claims anew, in their file and in the blocks of ``texts``: sentences (verdict), ``claims_table`` of
     ``MAIN`` alone (main claims) and of all (claims). Returns ``stale_figures`` of their registries."""
     claims = read_claims(path)
-    kept = claims.astype(object).where(claims.notna(), None).to_dict("records")
-    rounded = [{k: round(v, 5) if isinstance(v, float) else v for k, v in claim.items()} for claim in kept]
-    write_text(resolve(path), yaml.safe_dump(rounded, allow_unicode=True, sort_keys=False, width=140))
+    kept = claims.round(5).astype(object).where(claims.notna(), None).to_dict("records")
+    write_text(resolve(path), yaml.safe_dump(kept, allow_unicode=True, sort_keys=False, width=140))
     table = claims_table(claims)
     shown = {"main claims": table[claims["endpoint"] == MAIN].drop(columns="map"), "claims": table}
     blocks = {name: tabulate(t, "keys", "github", showindex=False, disable_numparse=True) for name, t in shown.items()}

@@ -43,9 +43,8 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
     made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
     logits = multi_scale_pass(network, batch.image, needed((1.0,), False))[1.0].cam_logits.float()
     size = tuple(-(-side // 4) for side in batch.image.shape[-2:])
-    truth, cam, y_c, y_s = (
-        nearest(mask, size) for mask in (batch.mask, *(made["raw", name] for name in ("cam", "y_c", "y_s")))
-    )
+    masks = batch.mask, *(made["raw", name] for name in ("cam", "y_c", "y_s"))
+    truth, cam, y_c, y_s = (nearest(mask, size) for mask in masks)
     named, objects, rows = (y_s > 0) & (y_s != IGNORE), (truth > 0) & (truth != IGNORE), []
     asked = push(resize(logits, size), y_s).gather(1, torch.where(named, y_s - 1, 0)[:, None])[:, 0]
     for name, group in zip(GROUPS, (truth == 0, objects & (cam == truth), objects & (cam != truth)), strict=True):

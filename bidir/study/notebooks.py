@@ -52,9 +52,8 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        quiet = "--log-level=CRITICAL"  # else it tells of its port, and of the interrupt that ends it
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")  # told else: what interrupts it
 
     async def start_kernel(self, **options: Any) -> None:
         await super().start_kernel(**options)

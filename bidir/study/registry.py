@@ -103,8 +103,6 @@ def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
         raise ConfigError(f"{path}: lacking or damaged ({error}); `bidir sweep GRID --out {path}` writes it") from error
     runs = tables["runs"]
     older = [with_older(json.loads(text) if isinstance(text, str) else {}) for text in runs["config"]]  # NaN: none
-    for name in ("per_class", "per_image"):  # older code scored nothing else
-        tables[name] = tables[name].assign(part=tables[name].get("part", "val"))
     lacking = {name: [_plain(row[name]) for row in older] for name in SETTINGS if name not in runs}
     tables["runs"] = runs.assign(**lacking, **({} if "revision" in runs else {"revision": 0}))  # older code wrote none
     return tables

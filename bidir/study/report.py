@@ -54,8 +54,8 @@ def figure_html(path: Path, title: str, notebook: str, tables: Tables, start: Pa
     source = "data:image/webp;base64," + b64encode(image.getvalue()).decode()
     name, caption = f"Figure {_number(path)} ({title})", path.with_suffix(".md").read_text().strip()
     ids, grids = drawn_runs(path), tables["grids"].set_index("run_id")["grid"]
-    own = DRAWS[path.name[:4]]
-    of = own if ids <= set(grids[grids == own].index) else ", ".join(grids[grids.index.isin(ids)].unique())
+    own = grids[grids.isin(DRAWS[path.name[:4]].split())]
+    of = ", ".join((own if ids <= {*own.index} else grids).loc[lambda grid: grid.index.isin(ids)].unique())
     commits = tables["runs"].set_index("run_id")["git_commit"].reindex(sorted(ids)).str[:10].unique()
     drawn = f"grid {of}, {len(ids)} run{'s'[: len(ids) > 1]}, commit {', '.join(sorted(commits))}"
     made = escape(f"Notebook {notebook}; {drawn if ids else 'measured by bidir benchmark'}")

@@ -96,10 +96,15 @@ def wide_text(numbers: pd.DataFrame, by: list[str], across: str | list[str], sig
 def summarise(scores: pd.DataFrame, by: list[str], maps: Maps = SHOWN) -> Shown:
     """Mean mIoU ± half width per ``by`` and map."""
     numbers = mean_interval(scores, [*by, "protocol", "map"], "iou")
-    text = wide_text(numbers, by, ["protocol", "map"])[list(maps)]
+    return maps_text(numbers, by, maps), numbers
+
+
+def maps_text(numbers: pd.DataFrame, by: list[str], maps: Maps, signed: bool = False) -> pd.DataFrame:
+    """``interval_text``: a row per group of ``by``, in the order of ``numbers``, a column per map, and the seeds."""
+    text = wide_text(numbers, by, ["protocol", "map"], signed)[list(maps)]
     text.columns = [f"{short_title(name)} ({protocol})" for protocol, name in maps]
     seeds = numbers.groupby(by, sort=False)["seeds"].min()
-    return text.loc[seeds.index].assign(seeds=seeds), numbers
+    return text.loc[seeds.index].assign(seeds=seeds)
 
 
 def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple], maps: Maps, stem: Path) -> Shown:
@@ -111,7 +116,7 @@ def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple]
     numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
     numbers["p"] = holm(p_value(numbers))
     text = numbers.assign(map=numbers["map"].map(short_title), difference=interval_text(numbers, signed=True))
-    text["p (Holm)"] = numbers["p"].map("{:.2g}".format, na_action="ignore").fillna("")
+    text["p (Holm)"] = ["" if pd.isna(p) else f"{p:.2g}" for p in numbers["p"]]
     text = text.set_index((numbers["second"] + " − " + numbers["first"]).rename("comparison"))
     text = text[["protocol", "map", "difference", "seeds", "reading", "p (Holm)"]]
     save_table(text, numbers, stem, DIFFERENCES.format(numbers["p"].count()))
