@@ -145,24 +145,23 @@ def over_training(tables: Tables, names: list[str]) -> pd.DataFrame:
     return rows.loc[rows["name"].isin(names), ["supervision", "seed", "run_id", "kind", "name", "step", "value"]]
 
 
-def teacher_weights(tables: Tables, names: list[str]) -> pd.DataFrame:
-    """What each teacher says, by quarters of training (until: the last iteration), those of ``names`` that were logged:
-    norm of its weighted loss's gradient on the encoder over that of L_cls (pull), cosines of these gradients, weighted
-    loss over L_cls (weight), share of the pixels that it labels; ``mean_interval`` of each (0..1)."""
-    steps = grid_scores(tables, "directions", "per_step").query("supervision in ['c2s', 's2c', 'both']")
-    keys = ["supervision", "seed", "iterations", "step", "lambda_c2s", "lambda_s2c"]
-    wide = steps.query("kind == 'train'").pivot_table("value", keys, "name").reset_index()
-    wide["until"] = (-(-4 * wide["step"] // wide["iterations"]) * wide["iterations"] / 4).round().astype(int)
+def teacher_weights(steps: pd.DataFrame, names: list[str], by: list[str]) -> pd.DataFrame:
+    """What each teacher says, those of ``names`` that were logged: norm of its weighted loss's gradient on the encoder
+    over that of L_cls (pull), cosines of these gradients, weighted loss over L_cls (weight), share of the pixels that
+    it labels; ``mean_interval`` of each (0..1) per group of ``by``, which may hold ``until``: the last iteration of
+    each quarter of training. ``steps``: rows of ``per_step`` with their runs' settings."""
+    until = (-(-4 * steps["step"] // steps["iterations"]) * steps["iterations"] / 4).round().astype(int)
+    keys = [*dict.fromkeys([*by, "seed", "step", "lambda_c2s", "lambda_s2c"])]
+    wide = steps.assign(until=until).query("kind == 'train'").pivot_table("value", keys, "name").reset_index()
     said = {"c2s_share": "labelled by Y_c", "s2c_share": "foreground in Y_s", "cosine/c2s/s2c": "cosine of c2s and s2c",
             "cosine/cls/c2s": "cosine of cls and c2s", "cosine/cls/s2c": "cosine of cls and s2c"}  # fmt: skip
-    for term in {"c2s", "s2c"} & {*wide}:
-        wide[f"weight of {term}"] = wide[f"lambda_{term}"] * wide[term] / wide["cls"]
+    for term in ("c2s", "s2c"):
+        if term in wide:
+            wide[f"weight of {term}"] = wide[f"lambda_{term}"] * wide[term] / wide["cls"]
         if f"gradient/{term}" in wide:
             wide[f"pull of {term}"] = wide[f"gradient/{term}"] / wide["gradient/cls"]
-    wide = wide.rename(columns=said).reindex(columns=["supervision", "until", "seed", *names])
-    parts = wide.groupby(["supervision", "until", "seed"])[names].mean().reset_index()
-    parts = parts.melt(["supervision", "until", "seed"], names, "name").dropna(subset="value")
-    return mean_interval(parts, ["supervision", "until", "name"], "value")
+    parts = wide.rename(columns=said).reindex(columns=[*by, "seed", *names]).groupby([*by, "seed"]).mean().reset_index()
+    return mean_interval(parts.melt([*by, "seed"], names, "name").dropna(subset="value"), [*by, "name"], "value")
 
 
 def by_size(pixels: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:

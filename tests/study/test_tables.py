@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from bidir.study.figures import save_figure, subplots
-from bidir.study.registry import SETTINGS
+from bidir.study.registry import SETTINGS, grid_scores
 from bidir.study.tables import save_differences, save_table, teacher_weights
 
 MAPS = (("ms", "cam"), ("raw", "branch_s"))
@@ -39,7 +39,8 @@ def test_what_a_teacher_says_is_the_mean_over_each_quarter_then_over_seeds():
         (run, step, name, value) for run, step, pull in pulls for name, value in {**both, "gradient/c2s": pull}.items()
     ]
     names = ["pull of c2s", "weight of c2s", "weight of s2c", "cosine of c2s and s2c", "pull of s2c"]
-    table = teacher_weights(registry(rows), names).set_index(["until", "name"])["mean"]
+    steps = grid_scores(registry(rows), "directions", "per_step")
+    table = teacher_weights(steps, names, ["supervision", "until"]).set_index(["until", "name"])["mean"]
     wanted = {"pull of c2s": 0.875, "weight of c2s": 0.2, "weight of s2c": 0.05, "cosine of c2s and s2c": -0.25}
     assert table[2].to_dict() == pytest.approx(wanted)  # the gradient of s2c was not logged
     assert table[8]["pull of c2s"] == 1
