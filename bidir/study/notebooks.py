@@ -53,7 +53,7 @@ class OwnKernel(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")  # told else: what interrupts it
+        return KernelSpec(argv=command, display_name="Python 3", language="python")  # CRITICAL: it ends in silence
 
     async def start_kernel(self, **options: Any) -> None:
         await super().start_kernel(**options)
