@@ -192,7 +192,7 @@ def evaluate(
 def voc_archive(
     checkpoint: Path, out: File, names: List = "test", protocol: str = "crf", parameter: Pairs = None
 ) -> None:
-    """Branch-S's masks of a list as the archive (.tgz) that VOC's test server takes."""
+    """Branch-S's masks of a list as the archive (.tgz) that VOC's test server takes (reported unreachable in 2026)."""
     print(bidir.export_voc_archive(checkpoint, names, out, protocol, **parse_parameters(parameter)))
 
 

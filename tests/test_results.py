@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
+from bidir.study.claims import claims_table, read_claims
 from bidir.study.intervals import mean_interval
 from bidir.study.registry import SCHEMA, read_registry
 
@@ -80,13 +82,25 @@ def test_tables_in_the_texts_are_those_in_results():
         assert shown == [[row[i] for i in kept] for row in whole], name
 
 
+def numbers_of(registries):
+    """All that the tables of some registries say, and the claims made of them."""
+    claims = yaml.safe_load((ROOT / "results" / "claims.yaml").read_text())
+    said = [claim["sentence"] for claim in claims if (ROOT / claim["registry"]) in registries]
+    return " ".join(said + [path.read_text() for folder in registries for path in folder.glob("tables/*.md")])
+
+
 def test_differences_in_the_texts_are_in_a_table_or_a_claim():
-    computed = [*(ROOT / "results").glob("*/tables/*.md"), ROOT / "results" / "claims.yaml"]
-    tables = " ".join(word for path in computed for word in path.read_text().split())  # YAML breaks its lines
+    """Of the data that a chapter is about; of any data where it is about none."""
+    chapters = {"Photographs": [ROOT / "results" / "photos"], "Generated scenes": [ROOT / "results" / "scenes"]}
+    seen = set()
     for text in TEXTS:
-        differences = re.findall(r"[+-]\d+\.\d ± \d+\.\d", text.read_text())
-        assert differences
-        assert not [difference for difference in differences if difference not in tables]
+        for chapter in re.split(r"^## ", text.read_text(), flags=re.M):
+            title, _, said = chapter.partition("\n")
+            tables = numbers_of(chapters.get(title, REGISTRIES))
+            differences = re.findall(r"[+-]\d+\.\d\s±\s\d+\.\d", said)
+            assert not [found for found in differences if " ".join(found.split()) not in tables], title
+            seen |= {title} if differences else set()
+    assert seen > {*chapters}
 
 
 def test_the_report_holds_the_verdict_of_the_readme():
@@ -98,3 +112,17 @@ def test_the_report_holds_the_verdict_of_the_readme():
     ]
     assert len(sentences) > 3
     assert not [sentence for sentence in sentences if sentence not in report]
+
+
+def test_the_report_holds_the_claims_and_the_tables_as_they_are():
+    """Cell by cell: those of the claims as they are computed now, and of each table beside the report."""
+    report = (ROOT / "results" / "report.html").read_text()
+    held = []
+    for table in re.findall(r"<table.*?</table>", report, flags=re.S):
+        lines = (re.findall(r"<t[hd]>(.*?)</t[hd]>", line, flags=re.S) for line in re.split("</tr>", table))
+        held.append([[html.unescape(cell).strip() for cell in line] for line in lines if line])
+    claims = claims_table(read_claims(ROOT / "results" / "claims.yaml"))
+    assert [[*claims.columns], *claims.astype(str).to_numpy().tolist()] in held
+    for folder in REGISTRIES:
+        for path in folder.glob("tables/*.md"):
+            assert rows(path.read_text().split("\n\n")[0]) in held, path

@@ -31,30 +31,33 @@ def push(logits: Float[Tensor, "B C h w"], y_s: Int[Tensor, "B h w"]) -> Float[T
 def lessons(network: DualBranchNetwork, split: Split, config: RunConfig) -> pd.DataFrame:
     """Over the images of ``split``, one pass each, at a quarter of their resolution: a row for each of ``GROUPS``, with
     how many pixels, how many of them each teacher labels (says), labels rightly (right), and rightly where the other
-    does not (only); how many Y_s labels as a class that they are not (wrong). ``asks_right`` and ``asks_wrong``: what
-    L_s2c asks of the CAM for the class that Y_s names (``push``), where that is right and where not, summed. On objects
-    what is not ``s_right`` or ``s_wrong`` is background to Y_s, or ignored. Opens masks: to look at, never to train."""
+    does not (only), and of those that it labels how many its pupil's own map has right (pupil); how many Y_s labels as
+    a class that they are not (wrong). What L_s2c asks of the CAM (``push``), summed: of the class that Y_s names, where
+    that is right and where not (``asks_right``, ``asks_wrong``); of the image's classes, whichever is named
+    (``asks_label``). On objects what is neither ``s_right`` nor ``s_wrong`` is background to Y_s or ignored."""
     images, device = WholeImages(split, config.eval_size), next(network.parameters()).device
     parts = [_lessons(network, collate([images[i]]).to(device), config) for i in range(len(split))]
     return pd.concat(parts).groupby("group", sort=False).sum().reset_index()
 
 
 def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.DataFrame:
-    made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
+    names = "cam", "y_c", "y_s", "branch_c", "branch_s"
+    made = predict_maps(network, batch, config, {"raw": {*names}})
     logits = multi_scale_pass(network, batch.image, needed((1.0,), False))[1.0].cam_logits.float()
-    size = tuple(-(-side // 4) for side in batch.image.shape[-2:])
-    masks = batch.mask, *(made["raw", name] for name in ("cam", "y_c", "y_s"))
-    truth, cam, y_c, y_s = (nearest(mask, size) for mask in masks)
+    size, classes = tuple(-(-side // 4) for side in batch.image.shape[-2:]), batch.label[..., None, None]
+    truth, *maps = (nearest(mask, size) for mask in (batch.mask, *(made["raw", name] for name in names)))
+    cam, y_c, y_s, branch_c, branch_s = maps
     named, objects, rows = (y_s > 0) & (y_s != IGNORE), (truth > 0) & (truth != IGNORE), []
-    asked = push(resize(logits, size), y_s).gather(1, torch.where(named, y_s - 1, 0)[:, None])[:, 0]
+    moved = push(resize(logits, size), y_s)
+    asked = moved.gather(1, torch.where(named, y_s - 1, 0)[:, None])[:, 0]
+    asks = {"right": asked * (y_s == truth), "wrong": asked * (y_s != truth), "label": (moved * classes).sum(1)}
     for name, group in zip(GROUPS, (truth == 0, objects & (cam == truth), objects & (cam != truth)), strict=True):
         row = {"group": name, "pixels": int(group.sum()), "s_wrong": int((group & named & (y_s != truth)).sum())}
-        for who, own, other in (("c", y_c, y_s), ("s", y_s, y_c)):
-            right = group & (own == truth)
-            counts = {"says": group & (own != IGNORE), "right": right, "only": right & (other != truth)}
+        for who, own, other, pupil in (("c", y_c, y_s, branch_s), ("s", y_s, y_c, branch_c)):
+            right, says = group & (own == truth), group & (own != IGNORE)
+            counts = {"says": says, "right": right, "only": right & (other != truth), "pupil": says & (pupil == truth)}
             row |= {f"{who}_{what}": int(where.sum()) for what, where in counts.items()}
-        for what, where in {"right": y_s == truth, "wrong": y_s != truth}.items():
-            row[f"asks_{what}"] = float(asked[group & named & where].sum())
+        row |= {f"asks_{what}": float(where[group].sum()) for what, where in asks.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -67,9 +70,7 @@ def over_checkpoints(run: RunFolder, images: int, rules: dict[str, dict] | None 
     split = open_split(config, "val")
     split = split.select(split.spread(images))
     every = sorted({**run.kept(), config.iterations: run.checkpoint}.items())
-    every = [(step, path, "as trained", {}) for step, path in every if step >= config.s2c_start]
-    every += [(*every[-1][:2], *rule) for rule in (rules or {}).items()]
-    tables = []
-    for step, path, name, rule in every:
-        tables.append(lessons(load_network(path)[0], split, config.replace(**rule)).assign(step=step, y_s=name))
+    every = [({"step": step, "y_s": "as trained"}, path, {}) for step, path in every if step >= config.s2c_start]
+    every += [({**every[-1][0], "y_s": name}, every[-1][1], rule) for name, rule in (rules or {}).items()]
+    tables = [lessons(load_network(path)[0], split, config.replace(**rule)).assign(**of) for of, path, rule in every]
     return pd.concat(tables).assign(run_id=run.run_id, images=images)

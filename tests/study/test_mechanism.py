@@ -44,26 +44,32 @@ def test_counts_are_those_of_a_loop_over_pixels(short, tmp_path):
     images, wanted = WholeImages(split, config.eval_size), {}
     for i in range(len(split)):
         batch = collate([images[i]])
-        made = predict_maps(network, batch, config, {"raw": {"cam", "y_c", "y_s"}})
-        cam, y_c, y_s = (made["raw", name][0, ::4, ::4].numpy().ravel() for name in ("cam", "y_c", "y_s"))
+        names = ("cam", "y_c", "y_s", "branch_c", "branch_s")
+        made = predict_maps(network, batch, config, {"raw": {*names}})
+        maps = [made["raw", name][0, ::4, ::4].numpy().ravel() for name in names]
+        shown = batch.label[0].numpy().astype(bool)
         truths = batch.mask[0, ::4, ::4].numpy()
         with torch.no_grad():
             logits = F.interpolate(network(batch.image).cam_logits, size=truths.shape, mode="bilinear")
         chances = logits.softmax(1)[0].flatten(1).T.numpy()
-        for truth, seen, c, s, chance in zip(truths.ravel(), cam, y_c, y_s, chances, strict=True):
+        for truth, seen, c, s, branch_c, branch_s, chance in zip(truths.ravel(), *maps, chances, strict=True):
             if truth == 255:
                 continue
             group = GROUPS[0] if truth == 0 else GROUPS[1] if seen == truth else GROUPS[2]
             for name, counted in {
                 "pixels": True, "c_says": c != 255, "s_says": s != 255, "c_right": c == truth, "s_right": s == truth,
                 "c_only": c == truth != s, "s_only": s == truth != c, "s_wrong": s not in (truth, 0, 255),
+                "c_pupil": c != 255 and branch_s == truth, "s_pupil": s != 255 and branch_c == truth,
             }.items():  # fmt: skip
                 wanted[group, name] = wanted.get((group, name), 0) + int(counted)
             if s not in (0, 255):  # cross-entropy asks for what a softmax lacks of 1
                 name = "asks_right" if s == truth else "asks_wrong"
                 wanted[group, name] = wanted.get((group, name), 0) + 1 - chance[s - 1]
+                # and takes from each class what it gives it, but for the one named
+                moved = shown[s - 1] - chance[shown].sum()
+                wanted[group, "asks_label"] = wanted.get((group, "asks_label"), 0) + moved
     table = lessons(network, split, config).set_index("group")
-    asked = {key: wanted.pop(key) for key in [*wanted] if key[1] in ("asks_right", "asks_wrong")}
+    asked = {key: wanted.pop(key) for key in [*wanted] if key[1].startswith("asks_")}
     assert {key: table.loc[key] for key in wanted} == wanted
     assert {key: table.loc[key] for key in asked} == pytest.approx(asked, rel=1e-4)
     assert {(GROUPS[1], "asks_right"), (GROUPS[2], "asks_wrong")} <= set(asked)  # as the bands have it
