@@ -295,7 +295,8 @@ def test_what_teachers_know_is_a_share_of_the_pixels(drawn):
     numbers = pd.read_csv(drawn[0] / "tables" / "table5_mechanism.csv").groupby("what")["mean"].unique()
     assert {name: values.tolist() for name, values in numbers.items()} == {
         "Y_c right": [0.6], "Y_s right": [0.6], "only Y_c": [0.1], "only Y_s": [0.1],
-        "Y_s names another class": [0.2], "asked for the right class": [0.04], "for a wrong class": [0.12]}  # fmt: skip
+        "Y_s names another class": [0.2], "Y_s ignores": [0.2],
+        "asked for the right class": [0.04], "for a wrong class": [0.12]}  # fmt: skip
     ruled = pd.read_csv(drawn[0] / "tables" / "table5_rules.csv").groupby(["y_s", "what"])["mean"].unique()
     for rule, shares in {"as trained": [0.6, 0.2, 0.04, 0.12, 0.25], "σ_s = 2": [0.3, 0.1, 0.03, 0.01, 0.75]}.items():
         assert sorted(ruled[rule].explode()) == sorted(shares)
