@@ -30,7 +30,7 @@ def export_pseudo_masks(
 
 
 def export_voc_archive(checkpoint: str | Path, names: str, out: str | Path, protocol: str = "ms", **where: Any) -> Path:
-    """Branch-S's masks of the list ``names`` (``test``) as the archive for VOC's test server, reported unreachable in
+    """Branch-S's masks of list ``names`` (``test``), without labels, as archive for VOC's test server, unreachable in
     2026. ``out``: a ``.tgz``; masks stay beside it, a stopped call goes on. Errors: ``DataError``, ``WeightsError``."""
     check_map("branch_s", protocol)
     network, config, class_names = open_model(checkpoint, **where)

@@ -34,7 +34,7 @@ def lessons(network: DualBranchNetwork, split: Split, config: RunConfig) -> pd.D
     does not (only), and of those that it labels how many its pupil's own map has right (pupil); how many Y_s labels as
     a class that they are not (wrong). What L_s2c asks of the CAM (``push``), summed: of the class that Y_s names, where
     that is right and where not (``asks_right``, ``asks_wrong``); of the image's classes, whichever is named
-    (``asks_label``). On objects what is neither ``s_right`` nor ``s_wrong`` is background to Y_s or ignored."""
+    (``asks_label``). On objects, neither ``s_right`` nor ``s_wrong``: background to Y_s, or ignored. Never to train."""
     images, device = WholeImages(split, config.eval_size), next(network.parameters()).device
     parts = [_lessons(network, collate([images[i]]).to(device), config) for i in range(len(split))]
     return pd.concat(parts).groupby("group", sort=False).sum().reset_index()
