@@ -35,9 +35,7 @@ class Cluster:
     options: dict[str, Any] = at({}, "of dask-jobqueue's cluster class")
     threads: int = at(0, "that a run may use; 0: as it finds them", ge=0, le=1024)
     security: dict[str, Any] = at({}, "of Dask's Security: TLS")
-    patience: int = at(
-        0, "seconds until a first worker must be there; 0: 300, for jobs, which queue, a day", ge=0, le=MOST
-    )
+    patience: int = at(0, "seconds until a first worker must be there; 0: 300, for queued jobs a day", ge=0, le=MOST)
 
     def __post_init__(self) -> None:
         if bool(self.address) == bool(self.cluster):

@@ -82,7 +82,7 @@ def run_notebook(
     except PapermillExecutionError as error:
         raise NotebookError(error.ename, error.evalue) from error
     except (DeadKernelError, RuntimeError) as error:  # the latter if it dies while it starts
-        raise NotebookError(type(error).__name__, f"its kernel died (killed, or out of memory): {error}") from error
+        raise NotebookError(type(error).__name__, f"its kernel died, or never answered: {error}") from error
     draft.replace(output)
 
 

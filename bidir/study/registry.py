@@ -11,6 +11,7 @@ from bidir.config import FIELDS, MACHINE_FIELDS, ConfigError, resolve, with_olde
 from bidir.run.folder import RunFolder
 from bidir.study.parameters import meaning
 
+Tables = dict[str, pd.DataFrame]  # a registry
 SETTINGS = [name for name in FIELDS if name not in MACHINE_FIELDS]
 FACTS = {
     "state": "done | failed | interrupted", "reason": "why a failed run ended",
@@ -43,7 +44,7 @@ SCHEMA: dict[str, dict[str, str]] = {  # table -> column -> meaning and unit
 }  # fmt: skip
 
 
-def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
+def collect(paths: list[Path]) -> Tables:
     """The tables ``runs`` and, of finished runs, ``per_class``, ``per_step`` and ``per_image``, as ``SCHEMA`` says.
     Folders of runs that have not started are left out."""
     runs, parts = [], {name: [] for name in ("per_class", "per_step", "per_image")}
@@ -67,7 +68,7 @@ def collect(paths: list[Path]) -> dict[str, pd.DataFrame]:
     return {"runs": pd.DataFrame(runs, columns=list(SCHEMA["runs"])), **joined}
 
 
-def write_registry(tables: dict[str, pd.DataFrame], out: str | Path) -> None:
+def write_registry(tables: Tables, out: str | Path) -> None:
     """Each table as parquet and CSV (the long ``per_image`` gzipped) in ``out``, and ``SCHEMA.md``."""
     remove_drafts(resolve(out), age=3600)
     others = {name: table for name, table in tables.items() if name != "runs"}
@@ -95,7 +96,7 @@ def finished_runs(path: str | Path) -> tuple[set[str], str]:
     return done, lost
 
 
-def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
+def read_registry(path: str | Path) -> Tables:
     """The tables in ``path``. Errors: ``ConfigError`` that says how to make them."""
     try:
         tables = {name: pd.read_parquet(resolve(path) / f"{name}.parquet") for name in SCHEMA}
@@ -108,9 +109,7 @@ def read_registry(path: str | Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def grid_scores(
-    tables: dict[str, pd.DataFrame], grid: str, table: str = "per_class", part: str = "val"
-) -> pd.DataFrame:
+def grid_scores(tables: Tables, grid: str, table: str = "per_class", part: str = "val") -> pd.DataFrame:
     """The rows of ``table`` whose runs belong to ``grid``, with the runs' settings and the cell's name as ``case``; of
     scores those of a ``part`` of the data: val, or train.
     Errors: ``LookupError`` if no run of the grid is finished."""

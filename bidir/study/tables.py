@@ -10,11 +10,10 @@ from tabulate import tabulate
 
 from bidir.atomic import write_text
 from bidir.study.intervals import compare, holm, interval_text, mean_interval, p_value, seed_count
-from bidir.study.registry import grid_scores
+from bidir.study.registry import Tables, grid_scores
 
 Maps = tuple[tuple[str, str], ...]
 Shown = tuple[pd.DataFrame, pd.DataFrame]  # a table: its cells ready to read, and its numbers
-Tables = dict[str, pd.DataFrame]  # a registry
 MAP_TITLES = {
     "cam": "CAM", "seed": "propagated CAM", "y_c": r"$Y_c$ (C teaches S)", "y_s": r"$Y_s$ (S teaches C)",
     "branch_c": "Branch-C", "branch_s": "Branch-S", "agreement": "agreement of the branches",
@@ -31,7 +30,7 @@ DRAWN = {
 ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
 DRAWS = {  # figure -> the grids that it draws
     "fig0": "first_look", "fig3": "interaction", "fig4": "two_by_two variants", "fig5": "two_by_two", "fig8": "",
-    "fig9": "encoders teacher lengths crops", **dict.fromkeys(("fig1", "fig2", "fig6", "fig7"), "directions"),
+    "fig9": "encoders teacher lengths rates crops", **dict.fromkeys(("fig1", "fig2", "fig6", "fig7"), "directions"),
 }  # fmt: skip
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, and p by Holm among the "

@@ -98,6 +98,25 @@ def test_finished_runs_stay_in_a_registry_when_their_folders_are_gone(batch, tmp
     assert read_registry(tmp_path / "others")["runs"].empty
 
 
+def test_a_run_that_was_trained_again_replaces_its_scores_and_is_named(batch, tmp_path, capsys):
+    grid, folders, _, out = batch
+    copy = tmp_path / "registry"
+    shutil.copytree(out, copy)
+    again = read_grid(grid, **{**folders, "runs_dir": str(tmp_path / "runs")})
+    fit(again[0].config, progress=False)
+    folder = again[0].folder
+    capsys.readouterr()
+    for said in (f"1 finished runs were trained again, {folder.run_id} for one", ""):  # then it is the same run
+        write_tables(again, copy)
+        err = capsys.readouterr().err
+        assert said in err
+        assert bool(err) == bool(said)
+    after = read_registry(copy)["runs"].set_index("run_id")["seconds"]
+    assert after[folder.run_id] == json.loads((folder.path / "run.json").read_text())["seconds"]
+    before = read_registry(out)["runs"].set_index("run_id")["seconds"]
+    assert list(after.index[after != before[after.index]]) == [folder.run_id]
+
+
 def replace(path, content):
     """The file anew: its fellow in the whole run is the same one on disk."""
     path.unlink()
