@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
-from bidir.study.intervals import differences, holm, mean_interval, p_value, percent, seed_count, seeds_needed
+from bidir.study.intervals import differences, holm, interval_text, mean_interval, p_value, percent, seeds_needed
 from bidir.study.parameters import from_yaml
 from bidir.study.registry import grid_scores, read_registry
 from bidir.study.tables import DRAWS, drawn_runs, short_title
@@ -26,9 +26,9 @@ MAIN, TEXTS = "raw/branch_s", ("README.md", "docs/results.md")  # the primary en
 
 def read_claims(path: str | Path = "results/claims.yaml") -> pd.DataFrame:
     """What is asked in a file of claims, each answered from its registry: a row per claim, with seeds, mean and
-    half_width (paired, 95 % t), p by Holm within ``data`` and ``family`` (planned before the runs, or tried beyond the
-    paper), visible (the smallest difference that these seeds would resolve with 80 % power at Holm's first and
-    strictest level, 5 % over the family's size, were their scatter the true one; up to the next thousandth), reading
+    half_width (paired, 95 % t), p by Holm ``among`` the claims of its ``data`` and ``family`` (the paper's own parts,
+    or beyond them), visible (the smallest difference that these seeds would resolve with 80 % power at Holm's first
+    and strictest level, 5 % over their number, were their scatter the true one; up to the next thousandth), reading
     and sentence; differences in 0..1. ``verdict``: is it among the few that the README begins with.
     Errors: ``ConfigError`` for a claim that lacks one of ``ASKED`` or whose arms no runs share."""
     asked = from_yaml(resolve(path).read_bytes(), str(path))
@@ -58,12 +58,12 @@ def _measured(scored: Callable[..., pd.DataFrame], claim: dict[str, Any], family
     if gains.empty:
         raise ConfigError(f"claim {claim['question']!r}: no seed of grid {claim['grid']!r} has both arms")
     row, sd = mean_interval(gains, ["claim"], "iou").iloc[0], max(gains["iou"].std(), 1e-9)
-    seeds = int(row["seeds"])
+    found = {"among": family, "seeds": (seeds := int(row["seeds"])), "mean": row["mean"]}
     if seeds < LEAST:
-        return {"seeds": seeds, "mean": row["mean"], "half_width": NAN, "p": 1.0, "visible": NAN}
+        return {**found, "half_width": NAN, "p": 1.0, "visible": NAN}
     level = 1 - 0.05 / family
     seen = bisect_left(range(1, 1000), True, key=lambda effect: seeds_needed(sd, effect / 1000, level=level) <= seeds)
-    return {**row[["mean", "half_width"]], "seeds": seeds, "p": float(p_value(row)), "visible": (1 + seen) / 1000}
+    return {**found, "half_width": row["half_width"], "p": float(p_value(row)), "visible": (1 + seen) / 1000}
 
 
 def _reading(claim: pd.Series) -> str:
@@ -74,14 +74,13 @@ def _reading(claim: pd.Series) -> str:
 
 def _sentence(claim: pd.Series) -> str:
     """What the data support, and no more."""
-    points = percent(claim["mean"], claim["half_width"], signed=True)
-    found = f"{endpoint_title(claim['endpoint'])} {points} points with {seed_count(pd.Series(claim['seeds']))}"
-    said = {
-        "higher": f"it pays: {found}, p = {claim['p']:.2g}", "lower": f"it costs: {found}, p = {claim['p']:.2g}",
-        "not resolved": f"**not confirmed** that it pays: {found}; a true gain of {visible_text(claim['visible'])} "
-        "points would be found four times in five", "too few seeds": f"cannot be judged: {found}",
-    }  # fmt: skip
-    return f"{claim['data'].capitalize()}, {claim['question']}: {said[claim['reading']]}."
+    points, seeds = percent(claim["mean"], claim["half_width"], signed=True), claim["seeds"]
+    found = f"{endpoint_title(claim['endpoint'])} {points} points, {seeds} seed{'s'[: seeds > 1]}"
+    if claim["seeds"] >= LEAST:
+        found += f", p = {claim['p']:.2g} among {claim['among']} claims; visible: {visible_text(claim['visible'])}"
+    said = {"higher": "it pays", "lower": "it costs", "not resolved": "**not confirmed** that it pays"}
+    reading = said.get(claim["reading"], "cannot be judged")
+    return f"{claim['data'].capitalize()}, {claim['question']}: {reading}: {found}."
 
 
 def endpoint_title(endpoint: str) -> str:
@@ -97,10 +96,10 @@ def visible_text(seen: float) -> str:
 
 def claims_table(claims: pd.DataFrame) -> pd.DataFrame:
     """Claims as they are read."""
-    points = [percent(*row, signed=True) for row in claims[["mean", "half_width"]].to_numpy()]
     return pd.DataFrame({
-        "what is added": claims["question"], **claims[["data", "family"]],
-        "map": claims["endpoint"].map(endpoint_title), "seeds": claims["seeds"], "points": points,
+        "what is added": claims["question"], "data": claims["data"],
+        "family (claims)": claims["family"] + claims["among"].map(" ({})".format),
+        "map": claims["endpoint"].map(endpoint_title), "seeds": claims["seeds"], "points": interval_text(claims, True),
         "p (Holm)": claims["p"].map("{:.2g}".format), "visible": claims["visible"].map(visible_text),
         "reading": claims["reading"],
     })  # fmt: skip

@@ -136,10 +136,11 @@ def invented(tmp_path, monkeypatch):
     [
         ((0.05, 0.06, 0.055), "higher", "it pays:"),
         ((-0.05, -0.06, -0.055), "lower", "it costs:"),
-        ((0.05, 0.05, 0.05), "higher", "it pays: Branch-S (raw) +5.0 ± 0.0 points"),
+        ((0.05, 0.05, 0.05), "higher", "it pays: Branch-S (raw) +5.0 ± 0.0 points, 3 seeds, p = "),
         ((0.05, -0.06, 0.01), "not resolved", "not confirmed"),
-        ((0.05, 0.06), "too few seeds", "cannot be judged: Branch-S (raw) +5.5 points with 2 seeds"),
-        ((0.05,), "too few seeds", "cannot be judged: Branch-S (raw) +5.0 points with 1 seed."),
+        ((0.05, -0.06, 0.01), "not resolved", "points, 3 seeds, p = 1 among 1 claims; visible: "),
+        ((0.05, 0.06), "too few seeds", "cannot be judged: Branch-S (raw) +5.5 points, 2 seeds."),
+        ((0.05,), "too few seeds", "cannot be judged: Branch-S (raw) +5.0 points, 1 seed."),
     ],
 )
 def test_readings(invented, gains, reading, says):
