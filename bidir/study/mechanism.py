@@ -30,10 +30,10 @@ def push(logits: Float[Tensor, "B C h w"], y_s: Int[Tensor, "B h w"]) -> Float[T
 
 def lessons(network: DualBranchNetwork, split: Split, config: RunConfig) -> pd.DataFrame:
     """Over the images of ``split``, one pass each, at a quarter of their resolution: a row for each of ``GROUPS``, with
-    how many pixels, how many of them each teacher labels (says), labels rightly (right), and rightly where the other
-    does not (only), and of those that it labels how many its pupil's own map has right (pupil); how many Y_s labels as
-    a class that they are not (wrong). What L_s2c asks of the CAM (``push``), summed: of the class that Y_s names, where
-    that is right and where not (``asks_right``, ``asks_wrong``); of the image's classes, whichever is named
+    how many pixels, how many each teacher labels (says), rightly (right), rightly where the other does not (only), of
+    these where the other labels wrongly (corrects), of those labelled how many its pupil's own map has right (pupil),
+    how many Y_s labels as a class that they are not (wrong). What L_s2c asks of the CAM (``push``), summed: of the
+    class that Y_s names, where that is right and where not (``asks_right``, ``asks_wrong``); of the image's classes
     (``asks_label``). On objects, neither ``s_right`` nor ``s_wrong``: background to Y_s, or ignored. Never to train."""
     images, device = WholeImages(split, config.eval_size), next(network.parameters()).device
     parts = [_lessons(network, collate([images[i]]).to(device), config) for i in range(len(split))]
@@ -56,9 +56,9 @@ def _lessons(network: DualBranchNetwork, batch: Batch, config: RunConfig) -> pd.
         for who, own, other, pupil in (("c", y_c, y_s, branch_s), ("s", y_s, y_c, branch_c)):
             right, says = group & (own == truth), group & (own != IGNORE)
             counts = {"says": says, "right": right, "only": right & (other != truth), "pupil": says & (pupil == truth)}
+            counts["corrects"] = counts["only"] & (other != IGNORE)
             row |= {f"{who}_{what}": int(where.sum()) for what, where in counts.items()}
-        row |= {f"asks_{what}": float(where[group].sum()) for what, where in asks.items()}
-        rows.append(row)
+        rows.append(row | {f"asks_{what}": float(where[group].sum()) for what, where in asks.items()})
     return pd.DataFrame(rows)
 
 

@@ -59,6 +59,7 @@ def test_counts_are_those_of_a_loop_over_pixels(short, tmp_path):
             for name, counted in {
                 "pixels": True, "c_says": c != 255, "s_says": s != 255, "c_right": c == truth, "s_right": s == truth,
                 "c_only": c == truth != s, "s_only": s == truth != c, "s_wrong": s not in (truth, 0, 255),
+                "c_corrects": c == truth and s not in (truth, 255), "s_corrects": s == truth and c not in (truth, 255),
                 "c_pupil": c != 255 and branch_s == truth, "s_pupil": s != 255 and branch_c == truth,
             }.items():  # fmt: skip
                 wanted[group, name] = wanted.get((group, name), 0) + int(counted)

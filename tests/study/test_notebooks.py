@@ -193,8 +193,8 @@ def drawn(batch, workspace):
             "peak_memory_mib": [900, 1000], "what": "this machine"}  # fmt: skip
     pd.DataFrame(cost).to_csv(out / "cost.csv", index=False)
     counts = {"pixels": 100, "s_wrong": 20, "asks_right": 4, "asks_wrong": 12, "asks_label": -2, "images": 60}
-    counts |= {f"{who}_{what}": count for who in "cs"
-              for what, count in (("says", 80), ("right", 60), ("only", 10), ("pupil", 50))}  # fmt: skip
+    told = {"says": 80, "right": 60, "only": 10, "corrects": 4, "pupil": 50}
+    counts |= {f"{who}_{what}": count for who in "cs" for what, count in told.items()}
     looked = [{"run_id": f"two_by_two-{cell}-{seed}", "step": step, "group": group, **counts}
               for cell in (2, 3) for seed in (0, 1) for step in (20, 40) for group in GROUPS]  # fmt: skip
     looked = pd.DataFrame(looked).assign(y_s="as trained")
@@ -284,11 +284,18 @@ def test_what_a_form_finds_is_the_mean_of_its_classes(drawn):
 
 
 def test_what_teachers_know_is_a_share_of_the_pixels(drawn):
-    """Right on 60 of 80 labelled of 100 pixels, on 10 where the other is wrong, in each of three groups; the pupil is
-    right on 50 of the 80."""
+    """Right on 60 of 80 labelled of 100 pixels, on 10 where the other is not, on 4 of these where it is wrong, in each
+    of three groups; the pupil is right on 50 of the 80."""
     lead = pd.read_csv(drawn[0] / "tables" / "table5_lead.csv").groupby("what")["mean"].unique().explode()
     assert lead.to_dict() == pytest.approx(
-        {"labelled": 0.8, "teacher right": 0.75, "pupil right": 0.625, "lead": 0.125}
+        {
+            "labelled": 0.8,
+            "teacher right": 0.75,
+            "pupil right": 0.625,
+            "lead": 0.125,
+            "other wrong": 0.04,
+            "other silent": 0.06,
+        }
     )
     caption = (drawn[0] / "figures" / "fig5_mechanism.md").read_text()
     assert "par: alone right S 10.0 %, C 10.0 %, 25 % of what S → C asks is for the right class" in caption
