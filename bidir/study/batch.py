@@ -82,7 +82,7 @@ def _to_run(folder: RunFolder, retry_failed: bool) -> bool:
 def write_tables(jobs: list[Job], out: str | Path) -> None:
     """The registry of the jobs' runs, into ``out``; its table ``grids`` says which cell each run belongs to.
     Finished runs that ``out`` holds stay, though their folders be gone or elsewhere, for an id names configuration and
-    data; one that was trained again is replaced, and named. Errors: ``ConfigError`` if some are none of the jobs'."""
+    data; one whose scores change, trained again, is named. Errors: ``ConfigError`` if some are none of the jobs'."""
     grids = plan(jobs)[["grid", "case", "seed", "run_id", "state"]]
     tables = collect(list(dict.fromkeys(job.folder.path for job in jobs)))
     done, lost = finished_runs(out)
@@ -93,11 +93,11 @@ def write_tables(jobs: list[Job], out: str | Path) -> None:
     if kept and lost:
         held = f"it holds {len(kept)} finished runs whose folders are gone or damaged, {min(kept)} for one"
         raise ConfigError(f"{out}: {lost} is missing or damaged, and {held}; choose another --out")
-    runs, before = tables["runs"], tables if lost else read_registry(out)
-    again = runs.merge(before["runs"], on=["run_id", "state"]).query("state == 'done' and seconds_x != seconds_y")
-    if len(again):
-        held = f"{len(again)} finished runs were trained again, {again['run_id'].iloc[0]} for one"
-        print(f"{out}: {held}; their new scores replace those that it held", file=sys.stderr)
+    before = tables if lost else read_registry(out)
+    new, old = (part["per_class"].groupby("run_id")["iou"].sum() for part in (tables, before))
+    if len(again := new.index[(new - old.reindex(new.index)).abs() > 1e-9]):
+        held = f"{len(again)} finished runs have other scores than it held, {again[0]} for one (trained again?)"
+        print(f"{out}: {held}; the new ones replace them", file=sys.stderr)
     for name, table in tables.items():
         parts = [table[~table["run_id"].isin(kept)], before[name][before[name]["run_id"].isin(kept)]]
         tables[name] = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
