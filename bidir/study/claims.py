@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from bidir.atomic import write_text
 from bidir.config import ConfigError, resolve
-from bidir.study.intervals import differences, holm, interval_text, mean_interval, p_value, percent, seeds_needed
+from bidir.study.intervals import differences, holm, interval_text, mean_interval, p_value, seed_count, seeds_needed
 from bidir.study.parameters import from_yaml
 from bidir.study.registry import grid_scores, read_registry
 from bidir.study.tables import DRAWS, drawn_runs, short_title
@@ -74,8 +74,8 @@ def _reading(claim: pd.Series) -> str:
 
 def _sentence(claim: pd.Series) -> str:
     """What the data support, and no more."""
-    points, seeds = percent(claim["mean"], claim["half_width"], signed=True), claim["seeds"]
-    found = f"{endpoint_title(claim['endpoint'])} {points} points, {seeds} seed{'s'[: seeds > 1]}"
+    points, seeds = interval_text(pd.DataFrame([claim]), signed=True)[0], seed_count(pd.Series(claim["seeds"]))
+    found = f"{endpoint_title(claim['endpoint'])} {points} points, {seeds}"
     if claim["seeds"] >= LEAST:
         found += f", p = {claim['p']:.2g} among {claim['among']} claims; visible: {visible_text(claim['visible'])}"
     said = {"higher": "it pays", "lower": "it costs", "not resolved": "**not confirmed** that it pays"}
