@@ -33,7 +33,7 @@ class Supervision:
 
     supervision: Literal["none", "c2s", "s2c", "both", "full"] = at("both", "who teaches; full: masks")
     object_aware_decoding: bool = at(True, "C -> S in operation: decoder sees f_k * object map")
-    propagation: Literal["par", "afa", "bsp"] = at("bsp", "how the CAM becomes the pseudo-label Y_c")
+    propagation: Literal["par", "afa", "bsp", "complement"] = at("bsp", "how the CAM becomes the pseudo-label Y_c")
     c2s_loss: Loss = at("bce", "Branch-S against Y_c")
     s2c_loss: Literal["ce", "bce", "cosa", "csrm", "cam"] = at("ce", "Branch-C against Y_s; ce: the paper's")
     lambda_c2s: float = at(0.7, "weight of the c2s loss (lambda_1)", ge=0, le=1000)
@@ -42,7 +42,7 @@ class Supervision:
     c2s_start: int = at(100, "first iteration with the c2s (and affinity) loss", ge=0, le=MOST)
     s2c_start: int = at(150, "first iteration with the s2c loss", ge=0, le=MOST)
     propagation_start: int = at(150, "par before this iteration, `propagation` from it on", ge=0, le=MOST)
-    sigma_c: float = at(0.5, "bsp ignores pixels whose largest value is below this", ge=0, le=1)
+    sigma_c: float = at(0.5, "bsp and complement ignore pixels whose largest value is below this", ge=0, le=1)
     sigma_s: float = at(0.75, "Y_s ignores pixels whose largest value is below this", ge=0, le=20)
     confidence: Literal["logit", "probability"] = at("logit", "what sigma_s is compared with; reference: logit")
     mask_s2c_by_labels: bool = at(False, "drop classes from Y_s that the image label excludes")

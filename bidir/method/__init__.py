@@ -7,7 +7,7 @@ P_s                    ``network.SegmentationBranch``; object-aware: f_k * ``net
 a                      ``network.AffinityHead``: affinity between tokens
 multi-scale CAM, P_s   ``maps.multi_scale_pass``, ``maps.seed_maps``
 PAR                    ``par.PAR``: pixel-adaptive refinement
-Y_c                    ``propagation.Propagator``: ``par``, ``afa`` (``propagation.random_walk``), ``bsp`` (S -> C)
+Y_c                    ``propagation.Propagator``: ``par``, ``afa`` (``random_walk``), ``bsp`` (S -> C), ``complement``
 Y_s                    ``propagation.segmentation_pseudo_label``
 L_cls                  ``losses.classification_loss``
 L_c2s, L_s2c           ``losses.dense_loss``; ``losses.feedback_loss``: the paper's, and others

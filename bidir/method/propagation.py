@@ -1,4 +1,4 @@
-"""From maps to pseudo-labels: the propagations ``par``, ``afa``, ``bsp`` (Y_c), and Branch-S's own (Y_s)."""
+"""From maps to pseudo-labels: ``par``, ``afa``, ``bsp``, ``complement`` (Y_c), and Branch-S's own (Y_s)."""
 
 from typing import NamedTuple
 
@@ -65,26 +65,27 @@ class Propagator:
     def __init__(self, maps: SeedMaps, batch: Batch, config: Supervision, par: PAR) -> None:
         self.maps, self.config, self.par, self.size = maps, config, par, tuple(batch.image.shape[-2:])
         self.present = Present.of(batch.label, batch.most)
-        self.cam = self.present.take(maps.cam)
+        self.cam, self.shown = self.present.take(maps.cam), self.present.filled[:, :, None, None]
         self.outside = ~box_mask(batch.box, self.size, self.size)
-        self.bsp = None  # largest value and its class, made once however many thresholds look at them
+        self.decided = {}  # kind -> largest value and its class, made once however many thresholds look at them
 
     def __call__(self, kind: str, decided: bool = False) -> Int[Tensor, "B H W"]:
         """Pseudo-label 0..C, 255 = ignore. ``decided`` leaves no pixel of the true image ignored:
         no sigma_c, and the one threshold for raw CAMs in place of high and low."""
-        if kind == "bsp":
-            label = self._background_aware(0.0 if decided else self.config.sigma_c)
+        if kind in ("bsp", "complement"):
+            label = self._background_aware(kind, 0.0 if decided else self.config.sigma_c)
         else:
             high, low = self.config.threshold_high, self.config.threshold_low
             label = self._two_thresholds((self.config.threshold_cam,) if decided else (high, low), kind == "afa")
         return label.masked_fill(self.outside, IGNORE)
 
-    def _background_aware(self, sigma: float) -> Int[Tensor, "B H W"]:
-        """BSP: Branch-S's background map beside the CAM, PAR, argmax; ignored below ``sigma``."""
-        if self.bsp is None:
-            scores = torch.cat([self.maps.background, self.cam], 1)
-            self.bsp = self.present.decide(resize(self.par(scores), self.size))
-        value, label = self.bsp
+    def _background_aware(self, kind: str, sigma: float) -> Int[Tensor, "B H W"]:
+        """Branch-S's background map (``complement``: 1 - the CAM's maximum), the CAM, PAR, argmax, ``sigma``."""
+        if kind not in self.decided:
+            most = (self.cam * self.shown).amax(1, keepdim=True)
+            scores = torch.cat([self.maps.background if kind == "bsp" else 1 - most, self.cam], 1)
+            self.decided[kind] = self.present.decide(resize(self.par(scores), self.size))
+        value, label = self.decided[kind]
         return label.masked_fill(value < sigma, IGNORE)
 
     def _two_thresholds(self, thresholds: tuple[float, ...], walk: bool) -> Int[Tensor, "B H W"]:
@@ -102,9 +103,8 @@ class Propagator:
 
     def _softmax(self, threshold: float) -> Float[Tensor, "B K1 h w"]:
         """Softmax over the background score and the CAM of the present classes."""
-        absent = ~self.present.filled[:, :, None, None]
         background = torch.full_like(self.cam[:, :1], threshold)
-        return torch.cat([background, self.cam.masked_fill(absent, -torch.inf)], 1).softmax(1)
+        return torch.cat([background, self.cam.masked_fill(~self.shown, -torch.inf)], 1).softmax(1)
 
 
 def raw_seed(cam: Float[Tensor, "B C h w"], present: Present, threshold: float, size: tuple) -> Int[Tensor, "B H W"]:

@@ -1,4 +1,4 @@
-"""The random walk and the three propagations, against naive loops and formulas by hand."""
+"""The random walk and the four propagations, against naive loops and formulas by hand."""
 
 import pytest
 import torch
@@ -81,6 +81,20 @@ def test_bsp_takes_the_background_from_branch_s_and_ignores_below_sigma(
     assert (normalised("bsp") == (0 if background > cam else 255 if cam < 0.47 else 2)).all()
 
 
+@pytest.mark.parametrize(
+    ("cam", "sigma", "expected"),
+    [(0.6, 0.5, 2), (0.46, 0.5, 0), (0.46, 0.61, 255), (0.53, 0.6, 255)],  # 0.54, 0.53 inflated 1.01^10 = 1.105 times
+)
+def test_complement_is_bsp_with_a_background_that_needs_no_branch_s(quick, batch_of, uniform, cam, sigma, expected):
+    batch = batch_of(uniform, torch.tensor([[0.0, 1.0, 0.0]]))
+    config = quick.replace(sigma_c=sigma)
+    propagate = propagator(flat_maps(constant(0.9, cam, 0.9)), batch, config)  # absent classes do not count
+    assert (propagate("complement") == expected).all()
+    assert (propagate("complement", decided=True) == (2 if cam > 0.5 else 0)).all()
+    as_bsp = propagator(flat_maps(constant(0.9, cam, 0.9), constant(1 - cam)), batch, config)
+    assert (propagate("complement") == as_bsp("bsp")).all()
+
+
 def test_afa_walks_before_it_refines(quick, batch_of, uniform):
     cam = torch.zeros(1, 1, 16, 16)
     cam[..., :8] = 1  # left half
@@ -112,7 +126,7 @@ def test_images_of_a_batch_do_not_mix(quick, batch_of):
     image = torch.rand(3, 3, 32, 32, generator=random) * 255
     cam, background = (torch.rand(3, count, 16, 16, generator=random) for count in (5, 1))
     label = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, 0, 1, 1], [0, 0, 1, 1, 0]])
-    for kind in ("par", "bsp"):
+    for kind in ("par", "bsp", "complement"):
         together = propagator(flat_maps(cam, background), batch_of(image, label), quick)(kind)
         for b in range(3):
             one = slice(b, b + 1)
@@ -153,7 +167,7 @@ def padded(maps, box, size):
     return frame
 
 
-@pytest.mark.parametrize("kind", ["par", "bsp", "afa"])
+@pytest.mark.parametrize("kind", ["par", "bsp", "afa", "complement"])
 def test_padding_takes_no_part_in_y_c(quick, kind):
     """A crop alone and the same crop in a padded frame, its own maps given: one Y_c inside the box, none outside.
 
