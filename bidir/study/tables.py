@@ -29,8 +29,8 @@ DRAWN = {
 }
 ARMS = {("c2s", "par", False): "baseline", ("both", "bsp", True): "full method", ("full", "bsp", True): "upper bound"}
 DRAWS = {  # figure -> the grids that it draws
-    "fig0": "first_look", "fig3": "interaction", "fig4": "two_by_two variants", "fig5": "two_by_two", "fig8": "",
-    "fig7": "directions two_by_two", "fig9": "encoders teacher lengths rates crops",
+    "fig0": "first_look", "fig3": "interaction", "fig4": "two_by_two variants backgrounds", "fig5": "two_by_two",
+    "fig7": "directions two_by_two", "fig8": "", "fig9": "encoders teacher lengths rates crops",
     **dict.fromkeys(("fig1", "fig2", "fig6"), "directions"),
 }  # fmt: skip
 DIFFERENCES = (
