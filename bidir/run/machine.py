@@ -43,10 +43,10 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.is_file() else []
-        models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-        name = f"CPU {models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+        told = dict(map(str.strip, line.split(":", 1)) for line in text.splitlines() if ":" in line)
+        kind = [f"{key} {told[key]}" for key in ("cpu family", "model", "stepping") if key in told]
+        name = f"CPU {', '.join([told.get('model name') or platform.machine(), *kind])}, {os.cpu_count()} cores"
     return {"hardware": name, "threads": torch.get_num_threads()}
 
 

@@ -1,5 +1,10 @@
 """The device of a run, and what is said of the machine."""
 
+import os
+import re
+import shutil
+import subprocess
+
 import pytest
 import torch
 
@@ -24,5 +29,11 @@ def test_precision_that_this_process_cannot_change_is_refused(quick):
 def test_the_machine_is_described():
     told = machine(torch.device("cpu"))
     assert told["hardware"].startswith("CPU ")
+    if shutil.which("lscpu"):  # which of a maker's processors it is
+        listed = subprocess.run(
+            ["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
+        )
+        known = dict(re.findall(r"^(CPU family|Model): +(\d+)$", listed.stdout, re.MULTILINE))
+        assert all(f"{name.lower()} {value}" in told["hardware"] for name, value in known.items())
     assert told["threads"] == torch.get_num_threads()
     assert 10 < peak_memory_mib(torch.device("cpu")) < 1_000_000
