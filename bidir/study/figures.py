@@ -112,7 +112,7 @@ def plot_differences(
         axis.set_title(MAP_TITLES[key[1]])
     axes[0, 0].set_yticks(range(len(pairs)), [names[pair] for pair in pairs])
     axes[0, 0].set_ylim(len(pairs) - 0.4, -0.6)
-    figure.supxlabel("difference of mIoU (points)", fontsize=8)
+    axes[0, len(maps) // 2].set_xlabel("difference of mIoU (points)", x=len(maps) % 2 / 2)  # the middle of all panels
     return figure, drawn
 
 
