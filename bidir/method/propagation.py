@@ -67,7 +67,7 @@ class Propagator:
         self.present = Present.of(batch.label, batch.most)
         self.cam, self.shown = self.present.take(maps.cam), self.present.filled[:, :, None, None]
         self.outside = ~box_mask(batch.box, self.size, self.size)
-        self.decided = {}  # kind -> largest value and its class, made once however many thresholds look at them
+        self.made = {}  # kind -> largest value and its class, made once however many thresholds look at them
 
     def __call__(self, kind: str, decided: bool = False) -> Int[Tensor, "B H W"]:
         """Pseudo-label 0..C, 255 = ignore. ``decided`` leaves no pixel of the true image ignored:
@@ -81,11 +81,11 @@ class Propagator:
 
     def _background_aware(self, kind: str, sigma: float) -> Int[Tensor, "B H W"]:
         """Branch-S's background map (``complement``: 1 - the CAM's maximum), the CAM, PAR, argmax, ``sigma``."""
-        if kind not in self.decided:
-            most = (self.cam * self.shown).amax(1, keepdim=True)
-            scores = torch.cat([self.maps.background if kind == "bsp" else 1 - most, self.cam], 1)
-            self.decided[kind] = self.present.decide(resize(self.par(scores), self.size))
-        value, label = self.decided[kind]
+        if kind not in self.made:
+            background = self.maps.background if kind == "bsp" else 1 - (self.cam * self.shown).amax(1, keepdim=True)
+            scores = self.par(torch.cat([background, self.cam], 1))
+            self.made[kind] = self.present.decide(resize(scores, self.size))
+        value, label = self.made[kind]
         return label.masked_fill(value < sigma, IGNORE)
 
     def _two_thresholds(self, thresholds: tuple[float, ...], walk: bool) -> Int[Tensor, "B H W"]:
