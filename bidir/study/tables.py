@@ -35,7 +35,7 @@ DRAWS = {  # figure -> the grids that it draws
 }  # fmt: skip
 DIFFERENCES = (
     "Difference of mIoU in points, paired by seed, with the half width of the 95 % t-interval, and p by Holm among the "
-    "{} of this table that have three seeds; the reading is that of the interval alone, not resolved: it holds 0."
+    "{} of this table that have three seeds; not resolved: p is above 0.05."
 )
 
 
@@ -109,14 +109,14 @@ def maps_text(numbers: pd.DataFrame, by: list[str], maps: Maps, signed: bool = F
 
 def save_differences(scores: pd.DataFrame, column: str, pairs: Collection[tuple], maps: Maps, stem: Path) -> Shown:
     """Write ``compare`` of mIoU for those of ``pairs`` whose both values are there. Errors: ``LookupError`` if none."""
-    values = set(scores[column])
-    pairs = [pair for pair in pairs if {*pair} <= values]
+    pairs = [pair for pair in pairs if {*pair} <= {*scores[column]}]
     if not pairs:
-        raise LookupError(f"of {', '.join(sorted(values))} no two are to be compared; run more of the grid")
+        raise LookupError(f"of {', '.join(sorted({*scores[column]}))} no two are to be compared; run more of the grid")
     numbers = compare(of_maps(scores, maps), column, pairs, ["protocol", "map"])
     numbers["p"] = holm(p_value(numbers))
     text = numbers.assign(map=numbers["map"].map(short_title), difference=interval_text(numbers, signed=True))
     text["p (Holm)"] = ["" if pd.isna(p) else f"{p:.2g}" for p in numbers["p"]]
+    text["reading"] = text["reading"].mask(numbers["p"] > 0.05, "not resolved")
     text = text.set_index((numbers["second"] + " − " + numbers["first"]).rename("comparison"))
     text = text[["protocol", "map", "difference", "seeds", "reading", "p (Holm)"]]
     save_table(text, numbers, stem, DIFFERENCES.format(numbers["p"].count()))
