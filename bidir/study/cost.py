@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "both, BSP": {"supervision": "both", **PLAIN}, "full method": {}, "full method, three scales and flips": THREE,
 }  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
-    "EfficientNet-Lite0, 8 crops of 128 px": dict(crop_size=128, batch_size=8),
+    "EfficientNet-Lite0, 4 crops of 224 px": dict(crop_size=224, batch_size=4),
     "MiT-B1, 2 crops of 320 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=320, batch_size=2),
 }
 ON_GPU = {"MiT-B1, 4 crops of 512 px": dict(encoder="mit_b1", encoder_weights="random", crop_size=512, batch_size=4)}
